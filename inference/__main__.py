@@ -1,0 +1,75 @@
+"""python -m inference PATH... -o out.csv [--checkpoint NAME]: score files, folders and ZIPs without a browser.
+
+Exit status: 0 every file was read, 1 some were refused (their rows say why), 2 nothing could be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+import model_zoo
+from inference.cells import score_files
+from inference.engine import Engine
+from inference.sources import open_paths
+
+COLUMNS = ("file", "patient", "p_all", "call", "note")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m inference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, folder or ZIP")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="CSV to write")
+    parser.add_argument("--checkpoint", help="bundled name, or a checkpoint folder; default: the first of the Models page")
+    options = parser.parse_args(arguments)
+    for path in options.paths:
+        if not path.exists():
+            return _fail(f"{path} does not exist.")
+    try:
+        name = options.checkpoint or model_zoo.default_checkpoint()
+        folder = Path(name)
+        engine = Engine(model_zoo.load_checkpoint(folder) if folder.is_dir() else model_zoo.find_checkpoint(name))
+    except model_zoo.BlastoscopeError as error:
+        return _fail(str(error))
+    scored = refused = 0
+    try:
+        with options.out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for result in tqdm(
+                score_files(open_paths(options.paths, skip=options.out), engine), unit=" cells", file=sys.stderr
+            ):
+                writer.writerow(csv_row(result))
+                scored += result.p_all is not None
+                refused += result.p_all is None
+    except OSError as error:
+        return _fail(f"{options.out} cannot be written: {error.strerror}.")
+    print(f"{scored} cells scored by {engine.card.title}, {refused} files refused -> {options.out}", file=sys.stderr)
+    if not scored:
+        return _fail("no cell could be scored.")
+    return 1 if refused else 0
+
+
+def csv_row(result) -> list[str]:
+    """A row under COLUMNS. Text that a spreadsheet would run as a formula is quoted with an apostrophe."""
+    p_all = "" if result.p_all is None else f"{result.p_all:.6f}"
+    return [_inert(result.file), _inert(result.patient), p_all, result.call, _inert(result.note)]
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _fail(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

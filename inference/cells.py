@@ -1,0 +1,78 @@
+"""Score a stream of files: the one function behind the Case page and `python -m inference`."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from inference.engine import WORKERS, Engine
+from inference.errors import GateError, InputError
+from inference.gate import inspect_cell
+from inference.images import decode_image, frame_cell, patient_of
+from inference.sources import Source
+
+CALLS = ("ALL", "HEM", "refused")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """One file's row.
+
+    Attributes:
+        file, patient: cleaned for showing.
+        p_all: calibrated probability, None when refused.
+        call: "ALL", "HEM" (at the checkpoint's operating point) or "refused".
+        note: one sentence or several; empty for an ordinary cell.
+        kept: what `keep` returned for this cell; None when refused.
+    """
+
+    file: str
+    patient: str
+    p_all: float | None
+    call: str
+    note: str
+    kept: object = None
+
+
+def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray], object] | None = None) -> CellResult:
+    """Read, check, frame and score one file. Bad input becomes a refused row, never an exception."""
+    patient = patient_of(source.name)
+    try:
+        image, notes = decode_image(source.read(), name=source.name)
+        quality = inspect_cell(image)
+        if quality.kind == "refused":
+            raise GateError(source.name, quality.reasons[0])
+    except InputError as error:
+        return CellResult(file=source.name, patient=patient, p_all=None, call="refused", note=error.sentence)
+    framed = frame_cell(image, engine.card.framing, box=quality.box)
+    p_all = float(engine.predict(framed[None])[0][0])
+    return CellResult(
+        file=source.name,
+        patient=patient,
+        p_all=p_all,
+        call=engine.call(p_all),
+        note="; ".join((*notes, *quality.reasons)),
+        kept=keep(image) if keep else None,
+    )
+
+
+def score_files(
+    sources: Iterable[Source], engine: Engine, keep: Callable[[np.ndarray], object] | None = None
+) -> Iterator[CellResult]:
+    """`score_file` over a stream, on every core, in order; at most a few files are in memory at once."""
+    sources = iter(sources)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        running = deque(pool.submit(score_file, s, engine, keep) for s in itertools.islice(sources, 2 * WORKERS))
+        try:
+            while running:
+                result = running.popleft().result()
+                running.extend(pool.submit(score_file, s, engine, keep) for s in itertools.islice(sources, 1))
+                yield result
+        finally:  # the consumer left: do not start what was queued
+            for future in running:
+                future.cancel()

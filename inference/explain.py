@@ -1,0 +1,112 @@
+"""Where a network looked: Grad-CAM. Gradients need Keras on TensorFlow, so only this module loads it (seconds)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from model_zoo import Checkpoint
+
+# inferno, sampled (van der Walt & Smith 2015): ordered in lightness, readable with any colour vision
+_INFERNO = np.array(
+    [
+        (0, 0, 4),
+        (31, 12, 72),
+        (85, 15, 109),
+        (136, 34, 106),
+        (186, 54, 85),
+        (227, 89, 51),
+        (249, 140, 10),
+        (249, 201, 50),
+        (252, 255, 164),
+    ]
+)
+
+
+def grad_cam(model, layer: str) -> Callable[..., np.ndarray]:
+    """Compile `(cells (N, S, S, 3), label="ALL") -> cam (N, h, w)`, float32, >= 0, unnormalised.
+
+    The map of what speaks for a label: gradient of the logit for "ALL", of its negative for "HEM"; not of the
+    probability, for a saturated sigmoid has none. Source: Selvaraju et al. 2017, arXiv:1610.02391.
+
+    Args:
+        model: a flat Keras model with a layer `logit`.
+        layer: name of a 4-D layer.
+    """
+    import keras
+    import tensorflow as tf
+
+    tapped = keras.Model(model.inputs, [model.get_layer(layer).output, model.get_layer("logit").output])
+
+    @tf.function(reduce_retracing=True)
+    def run(cells, sign):
+        with tf.GradientTape() as tape:
+            activation, logit = tapped(cells, training=False)
+        weight = tf.reduce_mean(sign * tape.gradient(logit, activation), axis=(1, 2), keepdims=True)
+        return tf.nn.relu(tf.reduce_sum(weight * activation, axis=-1))
+
+    def cam(cells: np.ndarray, label: str = "ALL") -> np.ndarray:
+        sign = {"ALL": 1.0, "HEM": -1.0}[label]
+        return run(tf.constant(cells, tf.float32), tf.constant(sign)).numpy()
+
+    return cam
+
+
+class Explainer:
+    """A checkpoint's Grad-CAM at its deepest cam layer. Safe for several threads: one at a time."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import tensorflow as tf
+
+        import model_zoo
+
+        # one cell needs no GPU, and TensorFlow would take all of its memory from a training run
+        tf.config.set_visible_devices([], "GPU")
+        self.layer = model_zoo.find_architecture(checkpoint.card.architecture).cam_layers[0]
+        self._cam = grad_cam(checkpoint.keras_model(), self.layer)
+        self._lock = threading.Lock()
+        size = checkpoint.card.framing.size
+        self.cam(np.zeros((1, size, size, 3), "uint8"))  # trace now, not when the first cell waits
+
+    def cam(self, cells: np.ndarray, label: str = "ALL") -> np.ndarray:
+        """What speaks for `label`: uint8 (N, S, S, 3) -> float32 (N, h, w), >= 0."""
+        with self._lock:
+            return self._cam(cells, label)
+
+
+def colorize(values: np.ndarray) -> np.ndarray:
+    """float (H, W) in 0..1 -> uint8 (H, W, 3) on the inferno scale."""
+    stops = np.linspace(0, 1, len(_INFERNO))
+    return np.stack([np.interp(values, stops, channel) for channel in _INFERNO.T], -1).astype("uint8")
+
+
+def overlay_cam(image: np.ndarray, cam: np.ndarray, opacity: float) -> np.ndarray:
+    """Lay a map over the cell it explains.
+
+    Args:
+        image: uint8 (H, W, 3), the framed window the network saw.
+        cam: float (h, w), >= 0, of the whole window; scaled by its own maximum.
+        opacity: 0 shows the cell alone, 1 the map alone.
+    Returns:
+        uint8 (H, W, 3).
+    """
+    peak = cam.max()
+    scaled = Image.fromarray((cam / peak if peak > 0 else cam).astype("float32"))
+    scaled = np.clip(np.asarray(scaled.resize(image.shape[1::-1], Image.Resampling.BILINEAR)), 0, 1)
+    return np.rint(image * (1 - opacity) + colorize(scaled) * opacity).astype("uint8")
+
+
+def describe_cam(cam: np.ndarray, mask: np.ndarray, label: str) -> str:
+    """One sentence on where the map lies: cam (h, w) >= 0 and bool mask (H, W) of the same window."""
+    if cam.max() <= 0:
+        return f"The map is empty: at this layer nothing in the window speaks for {label}."
+    inside = Image.fromarray((mask * 255).astype("uint8")).resize(cam.shape[::-1], Image.Resampling.BOX)
+    share = float((cam * (np.asarray(inside) / 255)).sum() / cam.sum())
+    if share >= 0.7:
+        return f"{share:.0%} of the map lies on the cell."
+    return f"Only {share:.0%} of the map lies on the cell; the rest is background, so read it with caution."

@@ -1,0 +1,90 @@
+"""Is this one segmented cell on black, as the networks were trained on? Where not, say why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+BLACK = 12  # brightest channel value that still counts as background: leaves room for JPEG noise
+_USUAL_DIAMETER = (80, 320)  # px; C-NMC cells extend over about 90-300
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellQuality:
+    """Verdict on one image.
+
+    Attributes:
+        kind: "cell", "unusual" (scored, with reasons) or "refused".
+        diameter_px: of a circle of the mask's area, at native scale.
+        box: (top, bottom, left, right), half-open, of the mask; of the whole image when there is no mask.
+        reasons: sentences; empty for an ordinary cell.
+    """
+
+    kind: str
+    diameter_px: float
+    box: tuple[int, int, int, int]
+    reasons: tuple[str, ...]
+
+
+def cell_mask(image: np.ndarray) -> np.ndarray:
+    """bool (H, W): the largest connected region brighter than the black background; all False when there is none.
+
+    Args:
+        image: uint8 (H, W, 3).
+    """
+    regions, sizes = _regions(image)
+    return regions == 1 + sizes.argmax() if len(sizes) else regions.astype(bool)
+
+
+def cell_box(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Half-open bounding box (top, bottom, left, right) of the cell's mask; of the whole image when there is none."""
+    return _box(*_regions(image))
+
+
+def inspect_cell(image: np.ndarray) -> CellQuality:
+    """Judge whether an image shows one segmented cell on black.
+
+    Args:
+        image: uint8 (H, W, 3).
+    """
+    regions, sizes = _regions(image)
+    box = _box(regions, sizes)
+    if not len(sizes) or sizes.max() < 300:
+        sentence = "there is no cell on the black background."
+        return CellQuality(kind="refused", diameter_px=0.0, box=box, reasons=(sentence,))
+    edges = [regions[0], regions[-1], regions[:, 0], regions[:, -1]]
+    edge_share = float(np.concatenate(edges).astype(bool).mean())
+    diameter = float(np.sqrt(4 * sizes.max() / np.pi))
+    if edge_share > 0.25:
+        sentence = (
+            "the background is not black, so this is no segmented cell. "
+            "Cut out single cells and set everything outside the cell to black."
+        )
+        return CellQuality(kind="refused", diameter_px=diameter, box=box, reasons=(sentence,))
+    reasons = []
+    if edge_share > 0:
+        reasons.append("the cell is cut off at the image's edge")
+    if np.sort(sizes)[-2:-1].sum() > 0.25 * sizes.max():
+        reasons.append("more than one object; only the largest was read as the cell")
+    if not _USUAL_DIAMETER[0] <= diameter <= _USUAL_DIAMETER[1]:
+        low, high = _USUAL_DIAMETER
+        reasons.append(f"diameter {diameter:.0f} px, outside {low}–{high} px of the training cells: another magnification?")
+    return CellQuality(kind="unusual" if reasons else "cell", diameter_px=diameter, box=box, reasons=tuple(reasons))
+
+
+def _regions(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Connected regions: int (H, W), 0 = background, and their sizes in pixels."""
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    bright = np.maximum(np.maximum(red, green), blue) > BLACK  # image.max(axis=2) takes 17 times as long
+    regions, count = ndimage.label(bright)
+    return regions, np.bincount(regions.ravel(), minlength=count + 1)[1:]
+
+
+def _box(regions: np.ndarray, sizes: np.ndarray) -> tuple[int, int, int, int]:
+    if not len(sizes):
+        return 0, regions.shape[0], 0, regions.shape[1]
+    mask = regions == 1 + sizes.argmax()
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

@@ -1,0 +1,142 @@
+"""Decode, and frame a cell for a network: the ONE preprocessing of serving and training."""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+import warnings
+from pathlib import PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from inference.errors import ImageError
+from inference.gate import cell_box
+from model_zoo import FrameSpec
+
+MAX_PIXELS = 100_000_000
+FORMATS = ("BMP", "PNG", "WEBP", "JPEG", "TIFF", "GIF", "PPM")
+SUFFIXES = {".bmp": "BMP", ".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
+_CNMC_NAME = re.compile(r"^UID_(?P<subject>h?\d+)_(?P<image>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$", re.IGNORECASE)
+
+Image.MAX_IMAGE_PIXELS = None  # our own limit is tested on the header, before any pixel is decoded
+
+
+def decode_image(data: bytes, *, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Decode one image file to 8-bit RGB.
+
+    Transparent pixels become black, the background of a segmented cell. EXIF orientation is applied.
+
+    Returns:
+        uint8 (H, W, 3), and sentences on what had to be converted (empty for ordinary RGB).
+    Raises:
+        ImageError: empty, no image, truncated, unsupported, or more than 100 megapixels.
+    """
+    if not data:
+        raise ImageError(name, "the file is empty (0 bytes). Copy it again from its source.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; what matters is raised
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(
+                    name,
+                    f"{width} × {height} pixels is over the limit of {MAX_PIXELS // 1_000_000} megapixels. "
+                    "Crop the single cells first.",
+                )
+            notes = tuple(_describe(image, name))
+            return _to_rgb(image), notes
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(name, "not an image this program reads. Save it as BMP, PNG, WebP, JPEG or TIFF.") from None
+    except Exception as error:  # a decoder meets hostile bytes: each library raises its own kinds
+        raise ImageError(name, f"the image is damaged or truncated ({type(error).__name__}). Copy it again.") from None
+
+
+def _describe(image: Image.Image, name: str):
+    suffix = PurePosixPath(name).suffix.lower()
+    if image.format not in (SUFFIXES.get(suffix), suffix[1:].upper()):
+        yield f"the content is {image.format}, whatever the name says"
+    if getattr(image, "n_frames", 1) > 1:
+        yield f"only the first of {image.n_frames} frames was read"
+    if image.mode.startswith(("I", "F")):
+        yield "16-bit or floating-point grey was reduced to 8 bits"
+    if image.mode in ("1", "L", "LA", "I", "I;16", "I;16B", "F"):
+        yield "grey image: the networks were trained on stained colour images"
+    if image.mode == "CMYK":
+        yield "CMYK colours were converted to RGB"
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        grey = np.asarray(image).astype("float64")
+        if not np.isfinite(grey).all():
+            raise ValueError("not finite")
+        grey = grey / 257 if grey.max(initial=0) > 255 else grey
+        image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype("uint8"))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        cell = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", cell.size, (0, 0, 0, 255)), cell)
+    return np.asarray(image.convert("RGB"))
+
+
+def crop_cell(image: np.ndarray, crop: int, *, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """Cut a `crop` × `crop` window centred on the cell's mask, at native scale, black where the image ends.
+
+    Args:
+        image: uint8 (H, W, 3), one cell on black.
+        crop: pixels.
+        box: the mask's, where `inspect_cell` has already found it.
+    Returns:
+        uint8 (crop, crop, 3).
+    """
+    top, bottom, left, right = box or cell_box(image)
+    y, x = (top + bottom - crop) // 2, (left + right - crop) // 2
+    out = np.zeros((crop, crop, 3), "uint8")
+    y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + crop, image.shape[0]), min(x + crop, image.shape[1])
+    out[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
+    return out
+
+
+def frame_cell(image: np.ndarray, spec: FrameSpec, *, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """Frame one cell for a network: centred crop at native scale, then one antialiased resize.
+
+    A cell is never rescaled to fill the frame: its size is a diagnostic sign.
+
+    Args:
+        image: uint8 (H, W, 3).
+        spec: crop and size in pixels.
+        box: the mask's, where `inspect_cell` has already found it.
+    Returns:
+        uint8 (size, size, 3).
+    """
+    window = crop_cell(image, spec.crop, box=box)
+    if spec.size == spec.crop:
+        return window
+    return np.asarray(Image.fromarray(window).resize((spec.size, spec.size), Image.Resampling.BILINEAR))
+
+
+def subject_of(name: str) -> str | None:
+    """Subject id from a C-NMC file name (`UID_h3_12_5_hem.bmp` -> `H3`), None for any other name."""
+    match = _CNMC_NAME.match(PurePosixPath(name).stem)
+    return match["subject"].upper() if match else None
+
+
+def clean_name(name: str) -> str:
+    """A file name or path as it may be shown: no control or direction marks, one line, at most 200 characters."""
+    text = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cs", "Co", "Cn"))
+    text = " ".join(text.split()) or "unnamed"
+    return text if len(text) <= 200 else f"{text[:120]}…{text[-79:]}"
+
+
+def patient_of(name: str) -> str:
+    """The patient a path belongs to: the C-NMC subject, else the innermost folder, else "unnamed patient"."""
+    path = PurePosixPath(clean_name(name))
+    folders = [part for part in path.parts[:-1] if part not in ("/", ".", "..")]
+    return subject_of(path.name) or (folders[-1] if folders else "unnamed patient")

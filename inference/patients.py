@@ -1,0 +1,111 @@
+"""From cells to a careful sentence about a patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from model_zoo import Card
+
+# Below this corrected share of blasts, or above it, an interval must lie as a whole to be called. The line that
+# is quoted for marrow blasts; C-NMC itself cannot validate shares, see docs/decisions/0005.
+BLAST_LINE = 0.20
+MIN_CELLS = 20
+_DRAWS = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientSummary:
+    """One patient's cells at one operating point.
+
+    Attributes:
+        n, called: cells scored, and of them called ALL.
+        fraction: called / n, with its 95 % Wilson interval `low`..`high`.
+        corrected: the share of ALL cells once the checkpoint's errors on unseen subjects are taken out
+            (median, and 95 % interval `corrected_low`..`corrected_high`, in 0..1).
+        verdict: "consistent with ALL", "indeterminate" or "not consistent with ALL".
+        reason: why, in one sentence.
+    """
+
+    n: int
+    called: int
+    fraction: float
+    low: float
+    high: float
+    corrected: float
+    corrected_low: float
+    corrected_high: float
+    verdict: str
+    reason: str
+
+
+def wilson_interval(called: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a proportion called/n. Wilson 1927, JASA 22:209-212.
+
+    Cells of one smear are not independent, so the true uncertainty is wider.
+
+    Raises:
+        ValueError: n < 1, or called outside 0..n.
+    """
+    if n < 1 or not 0 <= called <= n:
+        raise ValueError(f"need 0 <= called <= n and n >= 1. Received: called={called}, n={n}")
+    p, z2 = called / n, z * z
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return min(p, max(0.0, float(centre - half))), max(p, min(1.0, float(centre + half)))  # rounding at 0 and n
+
+
+def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
+    """Fraction of one patient's cells called ALL, corrected for the checkpoint's errors on unseen subjects.
+
+    The correction is Rogan & Gladen's (1978, Am J Epidemiol 107:71-76): (fraction - fpr) / (tpr - fpr). Its
+    interval carries the counting error (a Beta draw) and the uncertainty of sensitivity and specificity
+    (held-out subjects drawn with replacement).
+
+    Args:
+        p_all: float (n,), calibrated probabilities in [0, 1].
+        card: of the checkpoint that gave them.
+    Raises:
+        ValueError: empty input, or a value outside [0, 1] (NaN included).
+    """
+    p_all = np.asarray(p_all, "float64")
+    if p_all.ndim != 1 or not len(p_all) or not ((p_all >= 0) & (p_all <= 1)).all():
+        raise ValueError(f"p_all must be non-empty, 1-D and within [0, 1]. Received: shape {p_all.shape}")
+    n, called = len(p_all), int((p_all >= card.threshold).sum())
+    low, high = wilson_interval(called, n)
+    corrected, corrected_low, corrected_high = _correct(called, n, card.subjects, np.random.default_rng(seed))
+    if n < MIN_CELLS:
+        verdict, reason = "indeterminate", f"Fewer than {MIN_CELLS} cells are too few to answer for a patient."
+    elif corrected_low >= BLAST_LINE:
+        verdict = "consistent with ALL"
+        reason = f"Even the lower end of the corrected share lies above {BLAST_LINE:.0%}."
+    elif corrected_high < BLAST_LINE:
+        verdict = "not consistent with ALL"
+        reason = f"Even the upper end of the corrected share lies below {BLAST_LINE:.0%}."
+    else:
+        verdict, reason = "indeterminate", f"The corrected share's interval spans {BLAST_LINE:.0%}."
+    return PatientSummary(
+        n=n,
+        called=called,
+        fraction=called / n,
+        low=low,
+        high=high,
+        corrected=corrected,
+        corrected_low=corrected_low,
+        corrected_high=corrected_high,
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def _correct(called: int, n: int, subjects: list, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Median and 95 % interval of the Rogan-Gladen share over draws of subjects and of the count."""
+    rates = {value: np.array([k / m for _, y_true, m, k in subjects if y_true == value]) for value in (1, 0)}
+    tpr, fpr = (rng.choice(rates[value], (_DRAWS, len(rates[value]))).mean(1) for value in (1, 0))
+    fraction = rng.beta(called + 0.5, n - called + 0.5, _DRAWS)
+    gap = tpr - fpr
+    # a draw whose network does not separate the classes says nothing about the share
+    share = np.where(gap > 0.05, np.clip((fraction - fpr) / np.maximum(gap, 0.05), 0, 1), rng.random(_DRAWS))
+    low, median, high = np.percentile(share, [2.5, 50, 97.5])
+    return float(median), float(low), float(high)

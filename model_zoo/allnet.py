@@ -1,0 +1,68 @@
+"""ALLNet (paper 003): VGG16 + ResNet50 + InceptionV3 hybrid. How the maps are aligned: docs/decisions/0004."""
+
+import keras
+from keras import layers
+
+from model_zoo._architecture import Architecture, name_by_position
+
+# Two mid-depth activations of each backbone, near strides 8 and 16.
+_MID_LAYERS = {
+    "vgg16": ("block3_conv3", "block4_conv3"),
+    "resnet50": ("conv3_block4_out", "conv4_block6_out"),
+    "inception_v3": ("mixed2", "mixed7"),
+}
+
+
+def build(*, input_size: int, weights: str | None = None) -> keras.Model:
+    if weights:
+        raise ValueError(f"allnet starts from no single weights file. Received: weights={weights!r}")
+    cell = keras.Input((input_size, input_size, 3), name="cell")
+    # mean and variance are variables: set from the training set by training/, stored with the weights
+    x = layers.Normalization(name="standardise")(cell)
+    vgg = keras.applications.VGG16(include_top=False, weights=None, input_tensor=x)
+    resnet = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=x)
+    inception = keras.applications.InceptionV3(include_top=False, weights=None, input_tensor=x)
+    name_by_position(inception.layers, "inception")
+
+    # VGG's own last pooling halves a 15x15 map to 7x7, as published
+    final = [vgg.output, resnet.output, inception.output]
+    size = min(maps.shape[1] for maps in final)
+    concatenate2 = layers.Concatenate(name="concatenate2")([_align(maps, size, f"final{i}") for i, maps in enumerate(final)])
+
+    mids = []
+    for backbone, (name, taps) in zip((vgg, resnet, inception), _MID_LAYERS.items(), strict=True):
+        for depth, tap in enumerate(taps):
+            maps, label = backbone.get_layer(tap).output, f"{name}_mid{depth}"
+            stride = max(1, maps.shape[1] // size)
+            maps = layers.MaxPooling2D(stride, name=f"{label}_pool")(maps)
+            maps = layers.Conv2D(128, 1, activation="relu", name=f"{label}_conv1")(maps)
+            maps = layers.Conv2D(128, 3, padding="same", activation="relu", name=f"{label}_conv2")(maps)
+            mids.append(_align(maps, size, label))
+    x = layers.Concatenate(name="concatenate1")(mids)
+    x = layers.Conv2D(512, 1, activation="relu", name="mid_conv1")(x)
+    x = layers.Conv2D(512, 1, activation="relu", name="mid_conv2")(x)
+
+    x = layers.Concatenate(name="concatenate3")([x, concatenate2])
+    x = layers.MaxPooling2D(3, 2, padding="same", name="head_pool")(x)
+    x = layers.Conv2D(512, 1, activation="relu", name="head_conv")(x)
+    x = layers.Flatten(name="head_flatten")(x)
+    x = layers.Dense(256, activation="relu", name="embedding")(x)
+    logit = layers.Dense(1, name="logit")(x)
+    return keras.Model(cell, layers.Activation("sigmoid", name="p_all", dtype="float32")(logit), name="allnet")
+
+
+def _align(maps, size: int, label: str):
+    """Bring (N, n, n, C) to (N, size, size, C) with a dense stride-1 maximum: no resampling, nothing cut off."""
+    excess = maps.shape[1] - size
+    return layers.MaxPooling2D(excess + 1, strides=1, name=f"{label}_align")(maps) if excess else maps
+
+
+ARCHITECTURE = Architecture(
+    name="allnet",
+    title="ALLNet",
+    build=build,
+    input_size=250,
+    cam_layers=("head_conv", "block5_conv3", "conv5_block3_out", "mixed10"),
+    source="ALLNet, paper 003: VGG16, ResNet50 and InceptionV3 with concatenate1/2/3 and in-graph standardisation. "
+    "Alignment of the 7x7, 8x8 and 6x6 maps and the widths of the added convolutions are ours.",
+)

@@ -1,0 +1,74 @@
+"""Case (home): drop a patient's cells, get P(ALL) per cell and a careful answer per patient."""
+
+import streamlit as st
+
+from ui import components, resources, state
+from ui.gallery import gallery
+
+TILES = 300
+
+case = state.case()
+empty = not case.total
+
+upload, settings = st.columns([3, 2], gap="large")
+with settings:
+    card = components.choose_checkpoint()
+    demo, fresh = st.columns(2)
+    if demo.button("Try the demo patients", type="primary" if empty else "secondary", width="stretch", disabled=case.synthetic):
+        case.add_demo()
+        st.rerun()
+    if fresh.button("New case", width="stretch", disabled=empty):
+        state.new_case()
+        st.rerun()
+with upload:
+    ways = {"Cells or a ZIP": True, "A folder": "directory"}
+    way = st.segmented_control("Add", ways, default="Cells or a ZIP", required=True, label_visibility="collapsed")
+    uploads = st.file_uploader(
+        "Drop a folder; its subfolders become patients" if way == "A folder" else "Drop cells, or a ZIP of a patient's cells",
+        accept_multiple_files=ways[way],
+        key=f"{way} {state.upload_generation()}",
+    )
+    case.add_uploads(uploads)
+
+reading = case.waiting > 0
+if reading:
+    done = case.total - case.waiting
+    patient = f" · {components.plain(case.next_patient)}" if case.next_patient else ""
+    st.progress(done / case.total, text=f"Reading {done} of {case.total} cells{patient}")
+    case.advance(resources.engine(case.checkpoint))
+elif empty:
+    components.how_it_reads()
+    resources.engine(case.checkpoint)  # loads while the user looks for the first cell
+    st.stop()
+
+if case.synthetic:
+    st.caption("The demo patients are **synthetic**: generated cells, no person's.")
+if case.refused:
+    with st.expander(f"{len(case.refused)} of {case.total} files were refused; the reasons"):
+        components.cell_table(case.refused)
+
+patients = case.by_patient()
+if len(patients) > 1:
+    components.patient_table(patients, card)
+shown = st.selectbox("Patient", ["All patients", *patients]) if len(patients) > 1 else "All patients"
+for patient in list(patients)[:3] if shown == "All patients" else [shown]:
+    components.patient_card(patient, patients[patient], card)
+
+cells = case.scored if shown == "All patients" else patients[shown]
+cells = components.arrange(cells, card, everything=case.results)
+pictures, table = st.tabs(["Gallery", "Table"])
+with pictures:
+    opened = gallery(cells[:TILES], key="gallery")
+    rest = f"; the first {TILES} are shown here, the table and the CSV hold all" if len(cells) > TILES else ""
+    st.caption(f"{len(cells)} cells{rest}. Click a cell to see where the network looked.")
+with table:
+    components.cell_table(cells)
+
+if opened is not None:
+    state.select(opened)
+    st.switch_page("pages/explain.py")
+if reading:  # once more when all is read, so that the progress line goes
+    st.rerun()
+if not case.warmed:
+    case.warmed = True
+    resources.warm_explainer(case.checkpoint)

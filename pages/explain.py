@@ -1,0 +1,60 @@
+"""Explain: one cell, where the network looked, and what it was fed."""
+
+import streamlit as st
+
+from inference.explain import colorize, describe_cam, overlay_cam
+from inference.gate import cell_mask
+from inference.images import crop_cell, frame_cell
+from ui import components, resources, state
+
+case = state.case()
+choose, network = st.columns([3, 2], gap="large")
+with network:
+    card = components.choose_checkpoint()
+with choose:
+    cell = components.pick_cell()
+
+window = cell.kept.window()
+seen, fed = crop_cell(window, card.framing.crop), frame_cell(window, card.framing)
+
+picture, words = st.columns([2, 3], gap="large")
+with words:
+    st.markdown(f"### P(ALL) {cell.p_all:.2f}")
+    st.markdown(
+        f"Called **{cell.call}** at the operating point {card.threshold:.2f}. There, on unseen subjects: "
+        f"sensitivity {components.figure_with_interval(card.metrics['sensitivity'])}, "
+        f"specificity {components.figure_with_interval(card.metrics['specificity'])}."
+    )
+    if cell.note:
+        st.markdown(f"Note: {components.plain(cell.note)}.")
+    label = (
+        st.segmented_control("Show what speaks for", ["ALL", "HEM"], default=cell.call, key=f"label {cell.kept.number}")
+        or cell.call
+    )
+    opacity = st.slider("Opacity of the map", 0, 100, 45, format="%d %%", key="opacity") / 100
+    with st.spinner("Preparing the explanation; the first one in this session takes about ten seconds"):
+        explainer = resources.explainer(card.name)
+        cam = explainer.cam(fed[None], label)[0]
+    st.markdown(describe_cam(cam, cell_mask(seen), label))
+    st.image(components.colour_bar(colorize), width=260, alt="colour scale, black over red to yellow")
+    st.caption("left: no influence · right: the largest within this cell")
+    st.caption(
+        f"Grad-CAM (Selvaraju et al. 2017) at layer `{explainer.layer}`: {cam.shape[0]} × {cam.shape[1]} values, enlarged "
+        f"smoothly to {card.framing.crop} × {card.framing.crop} px. It shows where evidence came from, not what it means."
+    )
+with picture:
+    st.image(
+        overlay_cam(components.enlarge(seen), cam, opacity),
+        caption=f"{components.plain(cell.file)} · {card.framing.crop} px window at native scale, with what speaks for {label}",
+        width="stretch",
+        alt=f"the cell under a heat map of what speaks for {label}",
+    )
+    original, network_input = st.columns(2)
+    original.image(components.enlarge(seen), caption="The cell", width="stretch", alt="the cell at native scale")
+    network_input.image(
+        components.enlarge(fed),
+        caption=f"Fed to the network: {card.framing.size} × {card.framing.size} px, 8-bit RGB",
+        width="stretch",
+    )
+if case.synthetic and components.is_demo(cell):
+    st.caption("This cell is **synthetic**: generated, no person's.")

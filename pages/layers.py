@@ -1,0 +1,73 @@
+"""Layers: walk through the network and look at what each layer makes of the cell."""
+
+import streamlit as st
+
+from inference.images import frame_cell
+from inference.layers import tile_maps
+from ui import components, figures, resources, state
+
+MAPS = 64
+
+choose, network = st.columns([3, 2], gap="large")
+with network:
+    card = components.choose_checkpoint()
+with choose:
+    cell = components.pick_cell()
+fed = frame_cell(cell.kept.window(), card.framing)[None]
+with st.spinner("Opening the network"):
+    taps = resources.layer_taps(card.name)
+
+names = [layer.name for layer in taps.maps]
+state.keep_layer(names)
+back, pick, forward = st.columns([1, 4, 1], vertical_alignment="bottom")
+back.button("Previous layer", on_click=state.step_layer, args=(names, -1), width="stretch")
+name = pick.selectbox(
+    f"Layer ({len(names)} convolutions, activations and poolings, in order)",
+    names,
+    key="layer",
+    format_func=lambda n: f"{names.index(n) + 1}. {n} · {taps.find(n).role}",
+)
+forward.button("Next layer", on_click=state.step_layer, args=(names, 1), type="primary", width="stretch")
+
+layer = taps.find(name)
+maps = taps.feature_maps(fed, name)[0]
+height, width, channels = maps.shape
+shares = taps.zero_shares(fed)
+exactly, below = next((zero, low) for tapped, zero, low in shares if tapped.name == name)
+
+sheet, facts = st.columns([5, 3], gap="large")
+with sheet:
+    first = 0
+    if channels > MAPS:
+        last = (channels - 1) // MAPS
+        page = st.slider(f"Maps, {MAPS} at a time", 1, last + 1, 1, key=f"maps {name}")
+        first = (page - 1) * MAPS
+    shown = maps[:, :, first : first + MAPS]
+    st.image(
+        tile_maps(shown, columns=8, scale=max(1, 110 // height), gap=2),
+        caption=f"Maps {first + 1}–{first + shown.shape[2]} of {channels}, each standardised × 64 + 128.",
+        width="stretch",
+    )
+    with st.expander("Enlarge one map"):
+        number = st.number_input("Map", 1, channels, first + 1, key=f"map {name}")
+        one = maps[:, :, number - 1 : number]
+        st.image(tile_maps(one, columns=1, scale=max(1, 400 // height), gap=0), caption=f"Map {number} of {name}", width=400)
+with facts:
+    st.image(components.enlarge(fed[0]), caption=f"{components.plain(cell.file)} · P(ALL) {cell.p_all:.2f}", width=220)
+    st.markdown(
+        f"**{layer.name}** is a {layer.role} ({layer.kind}). It makes {channels} maps of {height} × {width} with "
+        f"{layer.parameters:,} parameters. For this cell {components.percent(exactly)} of its activations are exactly zero and "
+        f"{components.percent(below)} are at or below zero."
+    )
+
+st.markdown("##### How much stays silent, from the first layer to the last")
+st.plotly_chart(
+    figures.depth_shares([(tapped.name, tapped.role, zero, low) for tapped, zero, low in shares], name),
+    config={"displayModeBar": False},
+)
+st.caption(
+    "In networks with ReLU most activations are zero towards the end (paper 001): few, specific features fire. "
+    "SiLU, which EfficientNet uses, is hardly ever exactly zero; there, read the grey line."
+)
+with st.expander(f"The architecture as a table: {len(taps.layers)} layers"):
+    components.layer_table(taps.layers)

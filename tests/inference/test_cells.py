@@ -1,0 +1,92 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from inference.cells import score_file, score_files
+from inference.engine import WORKERS
+from inference.images import decode_image, frame_cell
+from inference.sources import Source, open_files
+
+
+@pytest.fixture(scope="module")
+def files(draw_cell, encode):
+    """Twelve good cells of two patients, and what else lies in a folder."""
+    cells = [
+        (f"P{1 + i % 2}/cell {i:02d}.png", encode(draw_cell(i, axes=(110 + 8 * i, 150)), "PNG", compress_level=1))
+        for i in range(12)
+    ]
+    bad = [
+        ("P1/notes.txt", b"seen on Monday"),
+        ("P2/blank.bmp", encode(np.zeros((90, 90, 3), "uint8"), "BMP")),
+        ("P1/cut.png", cells[0][1][:900]),
+    ]
+    return [*cells[:4], bad[0], *cells[4:8], bad[1], *cells[8:], bad[2]]
+
+
+def sources(files):
+    return open_files((name, lambda d=data: d) for name, data in files)
+
+
+def test_every_file_has_its_row_in_order(files, tiny_engine):
+    rows = list(score_files(sources(files), tiny_engine))
+    assert [row.file for row in rows] == [name for name, _ in files]
+    assert [row.patient for row in rows] == [name[:2] for name, _ in files]
+    assert {row.file for row in rows if row.call == "refused"} == {"P1/notes.txt", "P2/blank.bmp", "P1/cut.png"}
+    assert all((row.p_all is None) == (row.call == "refused") for row in rows)
+    assert all(row.note for row in rows if row.call == "refused")
+    assert {row.call for row in rows} == {"ALL", "HEM", "refused"}
+
+
+def test_rows_are_what_the_engine_says_of_the_framed_cell(files, tiny_engine):
+    for row, (name, data) in zip(score_files(sources(files), tiny_engine), files, strict=True):
+        if row.call != "refused":
+            framed = frame_cell(decode_image(data, name=name)[0], tiny_engine.card.framing)
+            assert row.p_all == tiny_engine.predict(framed[None])[0][0]
+            assert row.call == ("ALL" if row.p_all >= tiny_engine.card.threshold else "HEM")
+
+
+def test_notes_of_decoding_and_gate_are_both_told(draw_cell, encode, tiny_engine):
+    data = encode(draw_cell(axes=(60, 60)), "PNG")
+    row = score_file(Source(name="cell.bmp", read=lambda: data), tiny_engine)
+    assert "PNG" in row.note and "60 px" in row.note and row.p_all is not None
+
+
+def test_keep_sees_the_decoded_cell_and_only_of_scored_files(files, tiny_engine):
+    rows = list(score_files(sources(files), tiny_engine, keep=lambda image: image.shape))
+    assert [row.kept for row in rows] == [None if row.call == "refused" else (450, 450, 3) for row in rows]
+
+
+def counting(items, taken):
+    for item in items:
+        taken.append(item)
+        yield item
+
+
+def test_only_a_few_files_are_taken_ahead(files, tiny_engine):
+    taken = []
+    stream = score_files(counting(sources(files * 4), taken), tiny_engine)
+    for given in range(1, 20):
+        next(stream)
+        assert len(taken) <= given + 2 * WORKERS
+    stream.close()
+
+
+def test_leaving_early_ends_the_work(files, tiny_engine):
+    taken, before = [], threading.active_count()
+    stream = score_files(counting(sources(files * 4), taken), tiny_engine)
+    next(stream)
+    stream.close()
+    assert len(taken) <= 1 + 2 * WORKERS and threading.active_count() == before
+
+
+def test_no_files_give_no_rows(tiny_engine):
+    assert list(score_files([], tiny_engine)) == []
+
+
+def test_two_sessions_at_once_get_the_answers_of_one(files, tiny_engine):
+    alone = list(score_files(sources(files), tiny_engine))
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: list(score_files(sources(files), tiny_engine)), range(2)))
+    assert both == [alone, alone]

@@ -1,0 +1,84 @@
+import csv
+
+import pytest
+
+from inference.__main__ import COLUMNS, main
+from inference.images import decode_image, frame_cell
+
+
+@pytest.fixture
+def folder(tmp_path, draw_cell, encode):
+    for patient in ("P1", "P2"):
+        (tmp_path / "case" / patient).mkdir(parents=True)
+        for i in range(3):
+            name = "=HYPERLINK(A1).png" if i == 2 else f"{i}.png"
+            (tmp_path / "case" / patient / name).write_bytes(
+                encode(draw_cell(i, axes=(120 + 40 * i, 150)), "PNG", compress_level=1)
+            )
+    return tmp_path / "case"
+
+
+def run(tiny_checkpoint, *arguments):
+    return main([*map(str, arguments), "--checkpoint", str(tiny_checkpoint)])
+
+
+def rows(file):
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_scores_every_cell_as_the_engine_does(folder, tmp_path, tiny_checkpoint, tiny_engine):
+    assert run(tiny_checkpoint, folder, "-o", tmp_path / "out.csv") == 0
+    table = rows(tmp_path / "out.csv")
+    assert len(table) == 6 and tuple(table[0]) == COLUMNS == ("file", "patient", "p_all", "call", "note")
+    assert [row["patient"] for row in table] == ["P1"] * 3 + ["P2"] * 3
+    for row in table:
+        image, _ = decode_image((folder.parent / row["file"]).read_bytes(), name=row["file"])
+        p_all = tiny_engine.predict(frame_cell(image, tiny_engine.card.framing)[None])[0][0]
+        assert float(row["p_all"]) == pytest.approx(float(p_all), abs=1e-6)
+        assert row["call"] == ("ALL" if p_all >= tiny_engine.card.threshold else "HEM") and row["note"] == ""
+
+
+def test_refused_files_are_rows_and_exit_status_1(folder, tmp_path, tiny_checkpoint):
+    (folder / "P1" / "notes.txt").write_text("Monday")
+    assert run(tiny_checkpoint, folder, "-o", tmp_path / "out.csv") == 1
+    (refused,) = [row for row in rows(tmp_path / "out.csv") if row["call"] == "refused"]
+    assert refused["file"] == "case/P1/notes.txt" and refused["p_all"] == "" and "not an image" in refused["note"]
+
+
+def test_formulas_are_made_inert(folder, tmp_path, tiny_checkpoint):
+    assert run(tiny_checkpoint, folder / "P1" / "=HYPERLINK(A1).png", "-o", tmp_path / "out.csv") == 0
+    (row,) = rows(tmp_path / "out.csv")
+    assert row["file"] == "'=HYPERLINK(A1).png"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@"])
+def test_patients_and_files_that_begin_a_formula_are_quoted(start, tmp_path, tiny_checkpoint):
+    (tmp_path / f"{start}1+1").mkdir()
+    (tmp_path / f"{start}1+1" / f"{start}a.png").write_bytes(b"no image")
+    assert main([str(tmp_path / f"{start}1+1"), "-o", str(tmp_path / "out.csv"), "--checkpoint", str(tiny_checkpoint)]) == 2
+    (row,) = rows(tmp_path / "out.csv")
+    assert row["file"] == f"'{start}1+1/{start}a.png" and row["patient"] == f"'{start}1+1"
+
+
+def test_a_second_run_into_the_same_folder_does_not_read_its_own_table(folder, tiny_checkpoint):
+    for _ in range(2):
+        assert run(tiny_checkpoint, folder, "-o", folder / "out.csv") == 0
+    assert len(rows(folder / "out.csv")) == 6
+
+
+def test_exit_status_2_where_nothing_could_be_done(folder, tmp_path, tiny_checkpoint, capsys):
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out.csv"
+    assert run(tiny_checkpoint, tmp_path / "nowhere", "-o", out) == 2 and not out.exists()
+    assert run(tiny_checkpoint, tmp_path / "empty", "-o", out) == 2
+    assert run(tiny_checkpoint, folder, "-o", tmp_path / "no folder" / "out.csv") == 2
+    assert main([str(folder), "-o", str(out), "--checkpoint", "nonsense"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 4 and "nowhere" in errors[0] and "out.csv" in errors[2] and "nonsense" in errors[3]
+
+
+def test_help_names_the_exit_states(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0 and "Exit status" in capsys.readouterr().out

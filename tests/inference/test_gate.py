@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from inference.gate import cell_box, cell_mask, inspect_cell
+from inference.images import decode_image
+
+
+def read(file):
+    return decode_image(file.read_bytes(), name=file.name)[0]
+
+
+def spread(files, n):
+    files = sorted(files)
+    assert files
+    return [files[i] for i in np.linspace(0, len(files) - 1, n).astype(int)]
+
+
+def test_drawn_cell_is_a_cell(draw_cell):
+    quality = inspect_cell(draw_cell(axes=(160, 160)))
+    assert quality.kind == "cell" and quality.reasons == ()
+    assert quality.diameter_px == pytest.approx(160, rel=0.01)
+    assert quality.box == (145, 305, 145, 305)
+
+
+def test_mask_is_the_largest_object(draw_cell):
+    image = draw_cell()
+    alone = cell_mask(image)
+    image[:20, :20] = 200
+    assert (cell_mask(image) == alone).all() and alone.any()
+
+
+@pytest.mark.parametrize("level", [0, 12])
+def test_blank_is_refused(level):
+    quality = inspect_cell(np.full((450, 450, 3), level, "uint8"))
+    assert quality.kind == "refused" and "no cell" in quality.reasons[0]
+    assert quality.box == cell_box(np.zeros((450, 450, 3), "uint8")) == (0, 450, 0, 450)
+
+
+def test_a_speck_is_no_cell(draw_cell):
+    assert inspect_cell(draw_cell(axes=(10, 10))).kind == "refused"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 400, 3), (3, 2, 3)])
+def test_smallest_images_are_refused(shape):
+    assert inspect_cell(np.full(shape, 200, "uint8")).kind == "refused"
+
+
+def test_cell_cut_at_the_edge_is_scored_with_a_note(draw_cell):
+    quality = inspect_cell(draw_cell(centre=(60, 225)))
+    assert quality.kind == "unusual" and any("edge" in r for r in quality.reasons)
+
+
+def test_two_cells_are_scored_with_a_note(draw_cell):
+    image = np.maximum(draw_cell(centre=(120, 120)), draw_cell(centre=(330, 330), axes=(120, 130)))
+    quality = inspect_cell(image)
+    assert quality.kind == "unusual" and any("more than one" in r for r in quality.reasons)
+
+
+@pytest.mark.parametrize("diameter", [40, 360])
+def test_another_magnification_is_noted(diameter, draw_cell):
+    quality = inspect_cell(draw_cell(axes=(diameter, diameter)))
+    assert quality.kind == "unusual" and f"{diameter} px" in quality.reasons[0]
+
+
+def test_bright_background_is_refused_with_the_way_out(draw_cell):
+    image = draw_cell()
+    image[image.max(2) == 0] = (230, 220, 225)
+    quality = inspect_cell(image)
+    assert quality.kind == "refused" and "black" in quality.reasons[0]
+
+
+def test_real_cells_are_cells(real_cells):
+    odd = {file.name: inspect_cell(read(file)) for file in real_cells(60)}
+    assert {name: q.reasons for name, q in odd.items() if q.kind != "cell"} == {}
+
+
+@pytest.mark.parametrize("folder", ["not_cells", "smear_fields", "other_cells"])
+def test_other_pictures_are_refused(folder, data_root):
+    files = [f for f in (data_root / folder).rglob("*") if f.suffix in (".webp", ".png", ".jpg")]
+    accepted = [file.name for file in spread(files, min(len(files), 60)) if inspect_cell(read(file)).kind != "refused"]
+    assert accepted == []

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from inference.patients import BLAST_LINE, MIN_CELLS, summarize_patient, wilson_interval
+
+counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+few = settings(max_examples=60, deadline=None)
+
+
+def called(k, n):
+    return np.repeat([0.9, 0.1], [k, n - k])
+
+
+@given(counts)
+def test_wilson_is_scipys(count):
+    k, n = count
+    expected = binomtest(k, n).proportion_ci(method="wilson")
+    assert wilson_interval(k, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("k, n", [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(k, n):
+    with pytest.raises(ValueError, match="Received"):
+        wilson_interval(k, n)
+
+
+@given(counts)
+@few
+def test_summary_is_in_order_and_within_bounds(make_card, count):
+    k, n = count
+    s = summarize_patient(called(k, n), make_card())
+    assert (s.n, s.called, s.fraction) == (n, k, k / n)
+    assert 0 <= s.low <= s.fraction <= s.high <= 1
+    assert 0 <= s.corrected_low <= s.corrected <= s.corrected_high <= 1
+    assert s.reason.endswith(".") and s == summarize_patient(called(k, n)[::-1], make_card())
+    if n < MIN_CELLS:
+        assert s.verdict == "indeterminate"
+    elif s.verdict == "consistent with ALL":
+        assert s.corrected_low >= BLAST_LINE
+    elif s.verdict == "not consistent with ALL":
+        assert s.corrected_high < BLAST_LINE
+    else:
+        assert s.verdict == "indeterminate" and s.corrected_low < BLAST_LINE <= s.corrected_high
+
+
+@given(st.integers(2, 300).flatmap(lambda n: st.tuples(st.integers(0, n - 1), st.just(n))))
+@few
+def test_more_cells_called_never_lower_any_figure(make_card, count):
+    k, n = count
+    fewer, more = (summarize_patient(called(j, n), make_card()) for j in (k, k + 1))
+    for figure in ("fraction", "low", "high"):
+        assert getattr(more, figure) > getattr(fewer, figure)
+    for figure in ("corrected", "corrected_low", "corrected_high"):
+        assert getattr(more, figure) >= getattr(fewer, figure) - 0.01  # a draw of each
+
+
+def test_verdicts_of_plain_cases(make_card):
+    verdict = {k: summarize_patient(called(k, 100), make_card()).verdict for k in (0, 25, 100)}
+    assert verdict == {0: "not consistent with ALL", 25: "indeterminate", 100: "consistent with ALL"}
+
+
+@pytest.mark.parametrize("k", [0, MIN_CELLS - 1])
+def test_too_few_cells_answer_nothing(k, make_card):
+    summary = summarize_patient(called(k, MIN_CELLS - 1), make_card())
+    assert summary.verdict == "indeterminate" and str(MIN_CELLS) in summary.reason
+    assert summarize_patient(called(MIN_CELLS, MIN_CELLS), make_card()).verdict == "consistent with ALL"
+
+
+def test_correction_takes_out_the_checkpoints_errors(make_card):
+    card = make_card(subjects=[["1", 1, 1000, 800], ["H1", 0, 1000, 300]])
+    summary = summarize_patient(called(5500, 10_000), card)
+    assert summary.corrected == pytest.approx((0.55 - 0.3) / (0.8 - 0.3), abs=0.01)
+
+
+def test_network_that_tells_nothing_apart_answers_nothing(make_card):
+    card = make_card(subjects=[["1", 1, 100, 50], ["2", 1, 100, 60], ["H1", 0, 100, 55], ["H2", 0, 100, 65]])
+    assert {summarize_patient(called(k, 200), card).verdict for k in (0, 100, 200)} == {"indeterminate"}
+
+
+def test_a_cell_at_the_operating_point_is_called_as_in_its_row(make_card):
+    for threshold in np.random.default_rng(0).uniform(0.05, 0.95, 50).round(4).tolist():
+        card = make_card(operating_points={"default": {"threshold": threshold}})
+        for p in np.float32(threshold) + np.float32([-1e-6, 0, 1e-6]):
+            assert summarize_patient([p], card).called == (float(p) >= threshold)
+
+
+@pytest.mark.parametrize("wrong", [[], [0.5, np.nan], [1.0001], [-0.1], [[0.5]], 0.5])
+def test_bad_probabilities_are_told(wrong, make_card):
+    with pytest.raises(ValueError, match="p_all"):
+        summarize_patient(wrong, make_card())

@@ -1,0 +1,88 @@
+import json
+import shutil
+
+import pytest
+
+import model_zoo
+from model_zoo import CheckpointError, default_checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / "shelf" / "tiny")
+
+
+def test_checkpoint_is_read_and_verified(folder, make_card):
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.name == "tiny" and checkpoint.path == folder and checkpoint.weights.is_file()
+    assert checkpoint.card == make_card(weights_sha256=checkpoint.card.weights_sha256)
+    assert checkpoint.card.threshold == 0.5
+
+
+def test_altered_weights_are_refused_by_name(folder):
+    with (folder / "model.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\x00\x01")
+    with pytest.raises(CheckpointError, match=r"tiny/model\.onnx was altered"):
+        load_checkpoint(folder)
+
+
+def test_missing_weights_are_told(folder):
+    (folder / "model.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"no model\.onnx"):
+        load_checkpoint(folder)
+    assert list_checkpoints(folder.parent) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda card: card.unlink(),
+        lambda card: card.write_text("{"),
+        lambda card: card.write_text("[]"),
+        lambda card: card.write_bytes(b"\xff\xfe"),
+        lambda card: card.write_text(json.dumps({k: v for k, v in json.loads(card.read_text()).items() if k != "framing"})),
+        lambda card: card.write_text(json.dumps(json.loads(card.read_text()) | {"pickle": "x"})),
+    ],
+)
+def test_missing_or_spoilt_card_is_told_by_name(spoil, folder):
+    spoil(folder / "card.json")
+    with pytest.raises(CheckpointError, match=r"tiny/card\.json"):
+        load_checkpoint(folder)
+
+
+def test_unknown_name_lists_the_known(folder):
+    with pytest.raises(CheckpointError, match="'nonsense'.*Known: tiny"):
+        find_checkpoint("nonsense", folder.parent)
+    with pytest.raises(CheckpointError, match="Known: none"):
+        find_checkpoint("nonsense", folder / "nowhere")
+    assert find_checkpoint("tiny", folder.parent).path == folder
+
+
+def test_names_cannot_walk_out_of_the_shelf(folder):
+    with pytest.raises(CheckpointError, match="Known"):
+        find_checkpoint("../shelf/tiny", folder.parent)
+
+
+def test_best_comes_first_and_unfinished_ones_not_at_all(folder, make_card):
+    for name, auroc in (("better", 0.99), ("worse", 0.5)):
+        shutil.copytree(folder, folder.parent / name)
+        make_card(name=name, metrics={"auroc": [auroc, 0.4, 1.0]}).write(folder.parent / name / "card.json")
+    unfinished = folder.parent / ".next.partial"
+    unfinished.mkdir()
+    shutil.copy(folder / "model.onnx", unfinished)  # a training writes the weights before the card
+    assert [card.name for card in list_checkpoints(folder.parent)] == ["better", "tiny", "worse"]
+    assert default_checkpoint(folder.parent) == "better"
+    shutil.copytree(folder, folder.parent / "efficientnet_b3")
+    make_card(name="efficientnet_b3").write(folder.parent / "efficientnet_b3" / "card.json")
+    assert default_checkpoint(folder.parent) == "efficientnet_b3"
+
+
+def test_no_checkpoint_at_all_says_how_to_train_one(tmp_path):
+    with pytest.raises(CheckpointError, match="python -m training"):
+        default_checkpoint(tmp_path)
+
+
+def test_every_error_is_the_projects_own():
+    assert issubclass(CheckpointError, model_zoo.BlastoscopeError)
+    assert issubclass(model_zoo.UnknownArchitectureError, model_zoo.BlastoscopeError)

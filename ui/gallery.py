@@ -1,0 +1,75 @@
+"""A clickable gallery of cells: one inline component, since hundreds of Streamlit buttons do not scale."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from inference.cells import CellResult
+
+_HTML = '<div class="tiles" role="list"></div>'
+
+# thumbs on near-black, a thin bar under each on the P(ALL) scale; names reach the page as text, never as HTML
+_CSS = """
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 10px;
+  font-family: var(--st-font);
+}
+.tile {
+  all: unset; cursor: pointer; position: relative; overflow: hidden; border-radius: 8px;
+  background: #050507; color: #E8E9EC; text-shadow: 0 0 3px #000, 0 0 3px #000;
+}
+.tile img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
+.tile .p { position: absolute; right: 6px; bottom: 9px; font-size: 13px; font-variant-numeric: tabular-nums; }
+.tile .note { position: absolute; left: 6px; top: 4px; font-size: 12px; }
+.tile .bar { height: 4px; }
+.tile:hover, .tile:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 1px; }
+"""
+
+_JS = """
+function shade(p) {
+  const stops = [[59,111,168],[154,160,166],[217,130,43]];
+  const i = p < .5 ? 0 : 1, t = (p - i * .5) * 2;
+  return 'rgb(' + stops[i].map((a, k) => Math.round(a + (stops[i + 1][k] - a) * t)).join(',') + ')';
+}
+export default function ({ parentElement, data, setTriggerValue }) {
+  const tiles = parentElement.querySelector('.tiles');
+  tiles.replaceChildren(...data.map(cell => {
+    const tile = document.createElement('button');
+    tile.className = 'tile';
+    tile.setAttribute('role', 'listitem');
+    tile.title = cell.title;
+    tile.setAttribute('aria-label', `${cell.title}, P(ALL) ${cell.p.toFixed(2)}. Open in Explain`);
+    const picture = document.createElement('img');
+    picture.src = cell.thumb; picture.alt = '';
+    const value = document.createElement('span');
+    value.className = 'p'; value.textContent = cell.p.toFixed(2);
+    const bar = document.createElement('div');
+    bar.className = 'bar'; bar.style.background = shade(cell.p);
+    tile.append(picture, value, bar);
+    if (cell.note) {
+      const note = document.createElement('span');
+      note.className = 'note'; note.textContent = 'note';
+      tile.append(note);
+    }
+    tile.onclick = () => setTriggerValue('open', cell.number);
+    return tile;
+  }));
+}
+"""
+
+_gallery = st.components.v2.component("blastoscope_gallery", html=_HTML, css=_CSS, js=_JS)
+
+
+def gallery(cells: list[CellResult], *, key: str) -> int | None:
+    """Draw scored cells as tiles; returns the number of the one that was just clicked, else None."""
+    data = [
+        {
+            "number": cell.kept.number,
+            "thumb": cell.kept.thumb,
+            "p": cell.p_all,
+            "title": f"{cell.file}{' · ' + cell.note if cell.note else ''}",
+            "note": bool(cell.note),
+        }
+        for cell in cells
+    ]
+    return _gallery(data=data, key=key, on_open_change=lambda: None).open
