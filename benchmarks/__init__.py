@@ -127,6 +127,7 @@ class App:
 @contextlib.contextmanager
 def running_app() -> Iterator[App]:
     """The app as `make run` starts it, on a free port; always stopped, its temporary files deleted."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped benchmark stops its server
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -21,12 +21,8 @@ import psutil
 
 import benchmarks
 
+READING = re.compile(r"^Reading \d+ of")  # the page's progress line
 SETTLED = 400  # cells after which everything that is loaded once has been loaded
-_ALL_READ = r"""n => {
-    const text = document.body.innerText.replaceAll(',', '');
-    const [scored, refused] = [/Gallery \((\d+)\)/, /(\d+) of \d+ files were refused/].map(p => +(text.match(p) || [0, 0])[1]);
-    return scored + refused >= n && !/Reading \d+ of/.test(text);
-}"""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,9 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
             file = write_zip(Path(folder) / f"patient {first // options.zip + 1}.zip", part, options.format)
             given, start = first + len(part), time.perf_counter()
             benchmarks.drop(page, file)
-            page.wait_for_function(_ALL_READ, arg=given, timeout=600_000)
+            wait_until_read(page, app, given)
             seconds = time.perf_counter() - start
-            rows.append((given, still_memory(app), kept_on_disk(app), seconds))
+            rows.append((given, still_memory(app), sum(file.stat().st_size for file in windows(app)), seconds))
             file.unlink()
         peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{app.process.pid}/status").read_text())
     print(f"{name}, {options.cells} real cells as {options.format.upper()} in ZIPs of {options.zip}, one session\n")
@@ -82,8 +78,19 @@ def still_memory(app, *, samples: int = 6, timeout: float = 90) -> int:
     return seen[-1]
 
 
-def kept_on_disk(app) -> int:
-    return sum(file.stat().st_size for file in app.temporary.rglob("*.png"))
+def wait_until_read(page, app, n: int, *, timeout: float = 600) -> None:
+    """Until the session has n cells: a window on disk for each that was scored, a line for those that were refused."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        refused = re.search(r"(\d+) of \d+ files were refused", page.inner_text("body"))
+        if len(windows(app)) + int(refused[1] if refused else 0) >= n and not page.get_by_text(READING).count():
+            return
+        time.sleep(0.1)
+    raise SystemExit(f"error: the app did not read {n} cells within {timeout:.0f} s.")
+
+
+def windows(app) -> list[Path]:
+    return list(app.temporary.glob("blastoscope-*/*.png"))
 
 
 if __name__ == "__main__":

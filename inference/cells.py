@@ -39,8 +39,11 @@ class CellResult:
     kept: object = None
 
 
-def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray], object] | None = None) -> CellResult:
-    """Read, check, frame and score one file. Bad input becomes a refused row, never an exception."""
+def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple], object] | None = None) -> CellResult:
+    """Read, check, frame and score one file. Bad input becomes a refused row, never an exception.
+
+    `keep` is called with the decoded image and the box of the cell in it.
+    """
     patient = patient_of(source.name)
     try:
         image, notes = decode_image(source.read(), name=source.name)
@@ -57,12 +60,12 @@ def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray], obje
         p_all=p_all,
         call=engine.call(p_all),
         note="; ".join((*notes, *quality.reasons)),
-        kept=keep(image) if keep else None,
+        kept=keep(image, quality.box) if keep else None,
     )
 
 
 def score_files(
-    sources: Iterable[Source], engine: Engine, keep: Callable[[np.ndarray], object] | None = None
+    sources: Iterable[Source], engine: Engine, keep: Callable[[np.ndarray, tuple], object] | None = None
 ) -> Iterator[CellResult]:
     """`score_file` over a stream, on every core, in order; at most a few files are in memory at once."""
     sources = iter(sources)

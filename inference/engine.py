@@ -6,7 +6,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import onnxruntime
 
 from model_zoo import Checkpoint
 
@@ -21,6 +20,8 @@ class Engine:
     """
 
     def __init__(self, checkpoint: Checkpoint):
+        import onnxruntime
+
         self.card = checkpoint.card
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 BLACK = 12  # brightest channel value that still counts as background: leaves room for JPEG noise
 _USUAL_DIAMETER = (80, 320)  # px; C-NMC cells extend over about 90-300
@@ -76,6 +75,8 @@ def inspect_cell(image: np.ndarray) -> CellQuality:
 
 def _regions(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Connected regions: int (H, W), 0 = background, and their sizes in pixels."""
+    from scipy import ndimage  # here: it takes a sixth of a second that the first screen need not wait for
+
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     bright = np.maximum(np.maximum(red, green), blue) > BLACK  # image.max(axis=2) takes 17 times as long
     regions, count = ndimage.label(bright)

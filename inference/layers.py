@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 
 from inference.errors import LayerError
 from model_zoo import Checkpoint
@@ -43,6 +42,7 @@ class LayerTaps:
 
     def __init__(self, checkpoint: Checkpoint):
         import onnx
+        import onnxruntime
 
         model = onnx.load(str(checkpoint.weights))
         table = json.loads(next(p.value for p in model.metadata_props if p.key == "layers"))

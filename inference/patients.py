@@ -21,9 +21,9 @@ class PatientSummary:
 
     Attributes:
         n, called: cells scored, and of them called ALL.
-        fraction: called / n, with its 95 % Wilson interval `low`..`high`.
+        fraction: called / n, with its 95% Wilson interval `low`..`high`.
         corrected: the share of ALL cells once the checkpoint's errors on unseen subjects are taken out
-            (median, and 95 % interval `corrected_low`..`corrected_high`, in 0..1).
+            (median, and 95% interval `corrected_low`..`corrected_high`, in 0..1).
         verdict: "consistent with ALL", "indeterminate" or "not consistent with ALL".
         reason: why, in one sentence.
     """
@@ -41,7 +41,7 @@ class PatientSummary:
 
 
 def wilson_interval(called: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a proportion called/n. Wilson 1927, JASA 22:209-212.
+    """95% interval of a proportion called/n. Wilson 1927, JASA 22:209-212.
 
     Cells of one smear are not independent, so the true uncertainty is wider.
 
@@ -100,7 +100,7 @@ def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
 
 
 def _correct(called: int, n: int, subjects: list, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Median and 95 % interval of the Rogan-Gladen share over draws of subjects and of the count."""
+    """Median and 95% interval of the Rogan-Gladen share over draws of subjects and of the count."""
     rates = {value: np.array([k / m for _, y_true, m, k in subjects if y_true == value]) for value in (1, 0)}
     tpr, fpr = (rng.choice(rates[value], (_DRAWS, len(rates[value]))).mean(1) for value in (1, 0))
     fraction = rng.beta(called + 0.5, n - called + 0.5, _DRAWS)

@@ -27,7 +27,7 @@ class FrameSpec:
 class Card:
     """What is known about a checkpoint; card.json holds exactly these fields.
 
-    `split` names how cells were divided; every figure in `metrics` is [estimate, low, high], 95 % by subject
+    `split` names how cells were divided; every figure in `metrics` is [estimate, low, high], 95% by subject
     bootstrap, on held-out subjects. `operating_points`: name -> {threshold, sensitivity, specificity}.
     `subjects`: held-out subjects as [subject, y_true, n cells, n called ALL at the default operating point].
     """

@@ -5,7 +5,8 @@ import streamlit as st
 from ui import components, resources, state
 from ui.gallery import gallery
 
-TILES = 300
+TILES = 300  # in the gallery
+CARDS = 3  # of patients, before a table stands in for them
 
 case = state.case()
 empty = not case.total
@@ -48,10 +49,10 @@ if case.refused:
         components.cell_table(case.refused)
 
 patients = case.by_patient()
-if len(patients) > 1:
+if len(patients) > CARDS:
     components.patient_table(patients, card)
 shown = st.selectbox("Patient", ["All patients", *patients]) if len(patients) > 1 else "All patients"
-for patient in list(patients)[:3] if shown == "All patients" else [shown]:
+for patient in list(patients)[:CARDS] if shown == "All patients" else [shown]:
     components.patient_card(patient, patients[patient], card)
 
 cells = case.scored if shown == "All patients" else patients[shown]

@@ -142,7 +142,9 @@ def _fit(network, recipe, packed, cells, rows, validation_rows, folder, log) -> 
         for layer in backbone:
             layer.trainable = True
         log(f"head trained for {recipe.head_epochs} epochs")
-    trainer.compile(_optimizer(recipe, len(draws)), loss, jit_compile=False)
+    optimizer = _optimizer(recipe, len(draws))
+    optimizer.build(trainer.trainable_variables)  # else fit() traces the whole step twice
+    trainer.compile(optimizer, loss, jit_compile=False)
     watch = _KeepBest(network, logit_of, recipe, packed, cells, validation_rows, folder, log)
     trainer.fit(draws, epochs=recipe.epochs, verbose=0, shuffle=False, callbacks=[watch])
     if watch.best < 0:
@@ -299,7 +301,7 @@ def _write_predictions(path: Path, cells: Cells, rows, logit, p_all) -> None:
         writer = csv.writer(file)
         writer.writerow(["file", "subject", "y_true", "logit", "p_all"])
         for row, z, p in zip(rows, logit, p_all, strict=True):
-            writer.writerow([cells.files[row].name, cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.9g}"])
+            writer.writerow([cells.files[row].name, cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.6f}"])
 
 
 def _every(step: int, verb: str, log) -> Callable[[int, int], None]:

@@ -1,4 +1,4 @@
-"""Figures on held-out cells, each with a 95 % interval by subject bootstrap."""
+"""Figures on held-out cells, each with a 95% interval by subject bootstrap."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def cell_metrics(y_true, p_all, threshold: float) -> dict[str, float]:
 
 
 def bootstrap_metrics(y_true, p_all, subjects, threshold: float, *, draws: int = 2000, seed: int = 0) -> dict[str, list[float]]:
-    """`cell_metrics` as [estimate, low, high]: 95 % percentile interval over subjects drawn with replacement.
+    """`cell_metrics` as [estimate, low, high]: 95% percentile interval over subjects drawn with replacement.
 
     ALL and HEM subjects are drawn apart, so that every draw holds both classes.
     """

@@ -90,15 +90,8 @@ def pick_cell() -> CellResult:
     return named[chosen]
 
 
-def percent(value: float) -> str:
-    return f"{value:.0%}".replace("%", " %")
-
-
 def patient_sentence(summary: PatientSummary) -> str:
-    return (
-        f"**{percent(summary.fraction)}** of {summary.n} cells called ALL "
-        f"({percent(summary.low)} to {percent(summary.high)}, 95 % interval)"
-    )
+    return f"**{summary.fraction:.0%}** of {summary.n} cells called ALL ({summary.low:.0%} to {summary.high:.0%}, 95% interval)"
 
 
 def patient_card(patient: str, cells: list[CellResult], card: Card) -> None:
@@ -111,8 +104,8 @@ def patient_card(patient: str, cells: list[CellResult], card: Card) -> None:
             st.markdown(f"**{summary.verdict[0].upper()}{summary.verdict[1:]}**")
             st.markdown(patient_sentence(summary))
             st.caption(
-                f"{summary.reason} Corrected for the network's errors on unseen subjects: {percent(summary.corrected)} "
-                f"({percent(summary.corrected_low)} to {percent(summary.corrected_high)}). Of the cells supplied; "
+                f"{summary.reason} Corrected for the network's errors on unseen subjects: {summary.corrected:.0%} "
+                f"({summary.corrected_low:.0%} to {summary.corrected_high:.0%}). Of the cells supplied; "
                 "not a marrow differential. Flow cytometry decides."
             )
         plot.plotly_chart(
@@ -132,7 +125,7 @@ def patient_table(patients: dict[str, list[CellResult]], card: Card) -> None:
                 "patient": patient,
                 "cells": summary.n,
                 "called ALL": summary.fraction,
-                "95 % interval": f"{percent(summary.low)} to {percent(summary.high)}",
+                "95% interval": f"{summary.low:.0%} to {summary.high:.0%}",
                 "answer": summary.verdict,
             }
         )
@@ -252,10 +245,10 @@ _METRICS = {
 
 
 def metric_table(card: Card) -> None:
-    """Figures with their 95 % intervals."""
+    """Figures with their 95% intervals."""
     st.dataframe(
         [
-            {"on unseen subjects": label, "95 % interval": figure_with_interval(card.metrics[name])}
+            {"on unseen subjects": label, "95% interval": figure_with_interval(card.metrics[name])}
             for name, label in _METRICS.items()
         ],
         hide_index=True,

@@ -61,7 +61,7 @@ def strip(p_all, files, threshold: float) -> go.Figure:
         range=[-0.02, 1.02], tickvals=[0, 0.25, 0.5, 0.75, 1], title={"text": "P(ALL) of each cell", "font": {"size": 12}}
     )
     figure.update_yaxes(visible=False, range=[-1, max(10, seen.max() + 1)])
-    return _layout(figure, 170, margin={"l": 8, "r": 8, "t": 22, "b": 40})
+    return _layout(figure, 150, margin={"l": 8, "r": 8, "t": 22, "b": 40})
 
 
 def roc(points, auroc: list[float], operating: tuple[float, float]) -> go.Figure:

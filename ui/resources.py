@@ -12,7 +12,6 @@ import streamlit as st
 import model_zoo
 from inference.engine import Engine
 from inference.layers import LayerTaps
-from inference.synthetic import demo_patients
 from model_zoo import Card
 
 _loading = threading.Lock()
@@ -87,4 +86,6 @@ def _predictions(name: str, weights_sha256: str) -> dict[str, np.ndarray]:
 @st.cache_data(show_spinner=False, max_entries=1)
 def demo() -> dict[str, list[tuple[str, bytes]]]:
     """Synthetic patients, generated on first use."""
+    from inference.synthetic import demo_patients
+
     return demo_patients()

@@ -112,7 +112,7 @@ def test_a_folder_of_two_subjects_all_the_way(page, two_subjects):
     assert page.get_by_text("not a marrow differential").count() == 2
 
     with page.expect_download() as download:
-        page.get_by_role("button", name="CSV").click()
+        page.get_by_test_id("stDownloadButton").get_by_role("button").click()
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8-sig"))))
     engine = Engine(model_zoo.find_checkpoint(model_zoo.default_checkpoint()))
     expected = {r.file: r for r in score_files(open_paths([two_subjects]), engine)}
@@ -143,6 +143,13 @@ def test_a_folder_of_two_subjects_all_the_way(page, two_subjects):
     page.get_by_text("Limits.").first.wait_for()
     assert page.get_by_text("Split by subject").count() >= 2
     assert page.get_by_text("Traceback").count() == 0
+
+
+def test_every_screen_says_that_it_is_no_medical_device(page):
+    for name in ("Case", "Explain", "Layers", "Models"):
+        page.get_by_role("link", name=name).first.click()
+        page.get_by_role("link", name=name, exact=True).first.wait_for()
+        page.get_by_text("not a medical device").first.wait_for()
 
 
 def _index_of(page, caption: str) -> int:

@@ -54,7 +54,7 @@ def test_notes_of_decoding_and_gate_are_both_told(draw_cell, encode, tiny_engine
 
 
 def test_keep_sees_the_decoded_cell_and_only_of_scored_files(files, tiny_engine):
-    rows = list(score_files(sources(files), tiny_engine, keep=lambda image: image.shape))
+    rows = list(score_files(sources(files), tiny_engine, keep=lambda image, box: image.shape))
     assert [row.kept for row in rows] == [None if row.call == "refused" else (450, 450, 3) for row in rows]
 
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -62,3 +66,12 @@ def test_calibration_is_the_sigmoid_of_the_scaled_logit(temperature, tiny_checkp
 def test_another_type_or_shape_is_told(wrong, tiny_engine):
     with pytest.raises(ValueError, match="Received"):
         tiny_engine.predict(wrong)
+
+
+def test_the_runtime_reports_to_nobody(tiny_checkpoint, repository, tmp_path):
+    """onnxruntime's usage reporting leaves a `.ses` file in the temporary folder when it is on."""
+    load = f"Engine(load_checkpoint({str(tiny_checkpoint)!r}))"
+    script = f"from model_zoo import load_checkpoint; from inference.engine import Engine; {load}"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], cwd=repository, env=environment, check=True)
+    assert not list(tmp_path.rglob("*.ses")) and not (tmp_path / ".ses").exists()

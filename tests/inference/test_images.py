@@ -246,6 +246,14 @@ def test_a_larger_cell_stays_larger(draw_cell):
     assert area[1] == pytest.approx(4 * area[0], rel=0.05)
 
 
+def test_resize_averages_fine_grain_instead_of_picking_pixels(draw_cell):
+    image = draw_cell(axes=(200, 200))
+    image[::2] = np.where(image[::2] > 0, 200, 0)
+    image[1::2] = np.where(image[1::2] > 0, 100, 0)
+    inside = frame_cell(image, FrameSpec(crop=300, size=150))[60:90, 60:90]
+    assert np.abs(inside.astype(int) - 150).max() <= 2
+
+
 def test_crop_takes_the_largest_object(draw_cell):
     image = draw_cell(canvas=(450, 450), centre=(150, 150), axes=(120, 120))
     image[400:420, 400:420] = 90

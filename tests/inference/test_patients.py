@@ -15,6 +15,7 @@ def called(k, n):
 
 
 @given(counts)
+@few
 def test_wilson_is_scipys(count):
     k, n = count
     expected = binomtest(k, n).proportion_ci(method="wilson")
@@ -81,6 +82,7 @@ def test_network_that_tells_nothing_apart_answers_nothing(make_card):
 
 
 def test_a_cell_at_the_operating_point_is_called_as_in_its_row(make_card):
+    assert summarize_patient([0.5], make_card()).called == 1  # the card's threshold is 0.5
     for threshold in np.random.default_rng(0).uniform(0.05, 0.95, 50).round(4).tolist():
         card = make_card(operating_points={"default": {"threshold": threshold}})
         for p in np.float32(threshold) + np.float32([-1e-6, 0, 1e-6]):

@@ -52,7 +52,7 @@ def test_missing_or_spoilt_card_is_told_by_name(spoil, folder):
 
 
 def test_unknown_name_lists_the_known(folder):
-    with pytest.raises(CheckpointError, match="'nonsense'.*Known: tiny"):
+    with pytest.raises(CheckpointError, match=r"'nonsense'.*Known: tiny"):
         find_checkpoint("nonsense", folder.parent)
     with pytest.raises(CheckpointError, match="Known: none"):
         find_checkpoint("nonsense", folder / "nowhere")

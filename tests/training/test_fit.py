@@ -17,7 +17,8 @@ from inference.sources import open_paths
 from model_zoo import find_architecture, find_checkpoint, load_checkpoint
 from training.__main__ import main
 from training.data import Cells, index_cells, split_by_subject
-from training.fit import Draws, _standardise
+from training.errors import DataError
+from training.fit import Draws, _standardise, train
 from training.metrics import bootstrap_metrics
 from training.recipe import Recipe, read_recipe
 
@@ -37,7 +38,7 @@ stain = 0.2
 gamma = 0.3
 seed = 1
 """
-PLAIN = {"architecture": "mobilenet_v2", "title": "", "summary": "", "crop": 1, "input_size": 1, "epochs": 1, "learning_rate": 1.0}
+PLAIN = {"title": "", "summary": "", "crop": 1, "input_size": 1, "epochs": 1, "learning_rate": 1.0, "architecture": "allnet"}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,9 @@ def test_card_tells_the_split_and_what_was_measured(run, data):
     assert {row["file"] for row in predictions} == held and len(held) == len(predictions)
     parts = [card.data[part] for part in ("training", "validation", "test")]
     assert sum(part["all_cells"] for part in parts) == 20 and sum(part["hem_subjects"] for part in parts) == 10  # damaged: out
-    y_true, p_all = (np.array([float(row[c]) for row in predictions]) for c in ("y_true", "p_all"))
+    y_true, logit, rounded = (np.array([float(row[c]) for row in predictions]) for c in ("y_true", "logit", "p_all"))
+    p_all = 1 / (1 + np.exp(-logit / card.temperature))
+    np.testing.assert_allclose(rounded, p_all, atol=1e-6)
     subjects = np.array([row["subject"] for row in predictions])
     found = bootstrap_metrics(y_true.astype(int), p_all, subjects, card.threshold)
     for figure, values in card.metrics.items():
@@ -176,3 +179,29 @@ def test_a_training_step_reaches_every_branch_of_allnet(draw_cell):
         assert (network.get_layer(layer).get_weights()[0] != before[branch]).any(), branch
     mean = keras.ops.convert_to_numpy(network.get_layer("standardise").mean).ravel()
     np.testing.assert_allclose(mean, cells.mean((0, 1, 2)), rtol=1e-5)
+
+
+def test_a_pretrained_start_a_head_phase_and_a_teacher(data, tmp_path):
+    """All three together: the head trains first, the backbone then, and the teacher stays as it was."""
+    start = tmp_path / "start.weights.h5"
+    keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(224, 224, 3)).save_weights(start)
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copy(start, tmp_path / "data" / "start.weights.h5")
+    recipe = tmp_path / "taught.toml"
+    recipe.write_text(f'{RECIPE}\nweights = "start.weights.h5"\nteacher = "start.weights.h5"\nhead_epochs = 1\n')
+    lines = []
+    card = train(recipe, tmp_path / "data", tmp_path / "taught", log=lines.append)
+    assert "head trained for 1 epochs" in lines
+    assert "start.weights.h5" in card.training["start"] and "start.weights.h5" in card.training["teacher"]
+    trained = load_checkpoint(tmp_path / "taught").keras_model()
+    fresh = find_architecture("mobilenet_v2").build(input_size=96, weights=str(start))
+    changed = [not np.allclose(a, b, atol=2e-3) for a, b in zip(trained.get_weights(), fresh.get_weights(), strict=True)]
+    assert any(changed[:20])  # the first layers of the backbone moved too
+
+
+def test_a_missing_teacher_is_named_before_anything_is_written(data, tmp_path):
+    recipe = tmp_path / "taught.toml"
+    recipe.write_text(f'{RECIPE}\nteacher = "nowhere.weights.h5"\n')
+    with pytest.raises(DataError, match=r"nowhere\.weights\.h5"):
+        train(recipe, data, tmp_path / "taught", log=lambda line: None)
+    assert not list(tmp_path.glob(".*")) and not (tmp_path / "taught").exists()
