@@ -75,16 +75,7 @@ def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
     n, called = len(p_all), int((p_all >= card.threshold).sum())
     low, high = wilson_interval(called, n)
     corrected, corrected_low, corrected_high = _correct(called, n, card.subjects, np.random.default_rng(seed))
-    if n < MIN_CELLS:
-        verdict, reason = "indeterminate", f"Fewer than {MIN_CELLS} cells are too few to answer for a patient."
-    elif corrected_low >= BLAST_LINE:
-        verdict = "consistent with ALL"
-        reason = f"Even the lower end of the corrected share lies above {BLAST_LINE:.0%}."
-    elif corrected_high < BLAST_LINE:
-        verdict = "not consistent with ALL"
-        reason = f"Even the upper end of the corrected share lies below {BLAST_LINE:.0%}."
-    else:
-        verdict, reason = "indeterminate", f"The corrected share's interval spans {BLAST_LINE:.0%}."
+    verdict, reason = _answer(n, low, high, corrected_low, corrected_high, card.subjects)
     return PatientSummary(
         n=n,
         called=called,
@@ -97,6 +88,29 @@ def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
         verdict=verdict,
         reason=reason,
     )
+
+
+def _answer(n, low, high, corrected_low, corrected_high, subjects) -> tuple[str, str]:
+    """Verdict and reason. Persons differ: the cells must also read unlike every held-out subject of the other class."""
+    if n < MIN_CELLS:
+        return "indeterminate", f"Fewer than {MIN_CELLS} cells are too few to answer for a patient."
+    read = {value: [k / m for _, y_true, m, k in subjects if y_true == value and m >= MIN_CELLS] for value in (1, 0)}
+    highest_hem, lowest_all = max(read[0], default=1.0), min(read[1], default=0.0)
+    if corrected_low >= BLAST_LINE:
+        if low > highest_hem:
+            return (
+                "consistent with ALL",
+                f"Even the corrected share's lower end is above {BLAST_LINE:.0%}; no healthy held-out subject read as high.",
+            )
+        return "indeterminate", f"A healthy held-out subject had {highest_hem:.0%} of the cells called ALL, too."
+    if corrected_high < BLAST_LINE:
+        if high < lowest_all:
+            return (
+                "not consistent with ALL",
+                f"Even the corrected share's upper end is below {BLAST_LINE:.0%}; no held-out subject with ALL read as low.",
+            )
+        return "indeterminate", f"A held-out subject with ALL had only {lowest_all:.0%} of the cells called ALL, too."
+    return "indeterminate", f"The corrected share's interval spans {BLAST_LINE:.0%}."
 
 
 def _correct(called: int, n: int, subjects: list, rng: np.random.Generator) -> tuple[float, float, float]:

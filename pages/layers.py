@@ -55,7 +55,7 @@ with sheet:
 with facts:
     st.image(components.enlarge(fed[0]), caption=f"{components.plain(cell.file)} · P(ALL) {cell.p_all:.2f}", width=220)
     st.markdown(
-        f"**{layer.name}** is a {layer.role} ({layer.kind}). It makes {channels} maps of {height} × {width} with "
+        f"**{layer.name}** ({layer.kind}, {layer.role}) makes {channels} maps of {height} × {width} with "
         f"{layer.parameters:,} parameters. For this cell {exactly:.0%} of its activations are exactly zero and "
         f"{below:.0%} are at or below zero."
     )

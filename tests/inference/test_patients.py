@@ -93,3 +93,14 @@ def test_a_cell_at_the_operating_point_is_called_as_in_its_row(make_card):
 def test_bad_probabilities_are_told(wrong, make_card):
     with pytest.raises(ValueError, match="p_all"):
         summarize_patient(wrong, make_card())
+
+
+def test_a_held_out_person_of_the_other_class_who_read_alike_forbids_an_answer(make_card):
+    odd_healthy = make_card(subjects=[*make_card().subjects, ["H99", 0, 100, 97]])
+    summary = summarize_patient(called(95, 100), odd_healthy)
+    assert summary.corrected_low >= BLAST_LINE and summary.verdict == "indeterminate" and "97%" in summary.reason
+    odd_ill = make_card(subjects=[*make_card().subjects, ["99", 1, 100, 8]])
+    summary = summarize_patient(called(1, 100), odd_ill)
+    assert summary.corrected_high < BLAST_LINE and summary.verdict == "not consistent with ALL"
+    summary = summarize_patient(called(5, 100), odd_ill)
+    assert summary.corrected_high < BLAST_LINE and summary.verdict == "indeterminate" and "8%" in summary.reason
