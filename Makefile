@@ -24,7 +24,7 @@ setup: $(VENV)/app.stamp  ## build the environment in .venv, nothing else
 run: setup  ## open the app on http://localhost:8501
 	$(BIN)/python -m streamlit run app.py --server.port $(PORT)
 
-test: $(VENV)/dev.stamp  ## run every test; real cells from $$BLASTOSCOPE_DATA, Chromium where one is found
+test: $(VENV)/dev.stamp  ## run every test; real cells from BLASTOSCOPE_DATA, Chromium where one is found
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest
 
@@ -32,7 +32,7 @@ lint: $(VENV)/dev.stamp  ## check and format the code
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-bench: $(VENV)/dev.stamp  ## print the benchmark tables (needs $$BLASTOSCOPE_DATA)
+bench: $(VENV)/dev.stamp  ## print the benchmark tables (needs BLASTOSCOPE_DATA)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.runtimes
 	$(BIN)/python -m benchmarks.start

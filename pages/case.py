@@ -31,29 +31,33 @@ with upload:
     )
     case.add_uploads(uploads)
 
+# Containers hold their places: what comes and goes inside them does not move or redraw the gallery below.
+progress, remarks, people = st.container(), st.container(), st.container()
 reading = case.waiting > 0
 if reading:
     done = case.total - case.waiting
     patient = f" · {components.plain(case.next_patient)}" if case.next_patient else ""
-    st.progress(done / case.total, text=f"Reading {done} of {case.total} cells{patient}")
+    progress.progress(done / case.total, text=f"Reading {done} of {case.total} cells{patient}")
     case.advance(resources.engine(case.checkpoint))
 elif empty:
     components.how_it_reads()
     resources.engine(case.checkpoint)  # loads while the user looks for the first cell
     st.stop()
 
-if case.synthetic:
-    st.caption("The demo patients are **synthetic**: generated cells, no person's.")
-if case.refused:
-    with st.expander(f"{len(case.refused)} of {case.total} files were refused; the reasons"):
-        components.cell_table(case.refused)
+with remarks:
+    if case.synthetic:
+        st.caption("The demo patients are **synthetic**: generated cells, no person's.")
+    if case.refused:
+        with st.expander(f"{len(case.refused)} of {case.total} files were refused; the reasons"):
+            components.cell_table(case.refused)
 
 patients = case.by_patient()
-if len(patients) > CARDS:
-    components.patient_table(patients, card)
-shown = st.selectbox("Patient", ["All patients", *patients]) if len(patients) > 1 else "All patients"
-for patient in list(patients)[:CARDS] if shown == "All patients" else [shown]:
-    components.patient_card(patient, patients[patient], card)
+with people:
+    if len(patients) > CARDS:
+        components.patient_table(patients, card)
+    shown = st.selectbox("Patient", ["All patients", *patients]) if len(patients) > 1 else "All patients"
+    for patient in list(patients)[:CARDS] if shown == "All patients" else [shown]:
+        components.patient_card(patient, patients[patient], card)
 
 cells = case.scored if shown == "All patients" else patients[shown]
 cells = components.arrange(cells, card, everything=case.results)

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 import model_zoo
 from inference.cells import score_files
@@ -193,7 +194,7 @@ def test_a_hostile_name_is_shown_as_text(page, data_root):
     name = '<img src=x onerror="window.hacked=1">\'\u202egpj.webp'
     page.locator("input[type=file]").first.set_input_files([{"name": name, "mimeType": "image/webp", "buffer": real}])
     _wait_for_all_read(page)
-    assert _tiles(page).count() == 1
+    expect(_tiles(page)).to_have_count(1)
     assert "<img src=x" in _tiles(page).first.get_attribute("title")
     _tiles(page).first.click()
     page.get_by_text("Grad-CAM (Selvaraju").wait_for()
@@ -211,7 +212,7 @@ def test_two_sessions_at_once_keep_their_cells_apart(browser, address, data_root
         pages[subject].locator("input[type=file]").first.set_input_files(files)
     for subject, page in pages.items():
         _wait_for_all_read(page)
+        expect(_tiles(page)).to_have_count(12)
         titles = _tiles(page).evaluate_all("tiles => tiles.map(t => t.title)")
-        assert len(titles) == 12
         assert all(t.startswith(f"UID_{subject}_") for t in titles)
         page.context.close()
