@@ -56,10 +56,10 @@ with people:
     if len(patients) > CARDS:
         components.patient_table(patients, card)
     shown = st.selectbox("Patient", ["All patients", *patients]) if len(patients) > 1 else "All patients"
-    for patient in list(patients)[:CARDS] if shown == "All patients" else [shown]:
+    for patient in [shown] if shown in patients else list(patients) if len(patients) <= CARDS else []:
         components.patient_card(patient, patients[patient], card)
 
-cells = case.scored if shown == "All patients" else patients[shown]
+cells = patients.get(shown, case.scored)
 cells = components.arrange(cells, card, everything=case.results)
 pictures, table = st.tabs(["Gallery", "Table"])
 with pictures:

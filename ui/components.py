@@ -124,7 +124,7 @@ def patient_table(patients: dict[str, list[CellResult]], card: Card) -> None:
             {
                 "patient": patient,
                 "cells": summary.n,
-                "called ALL": summary.fraction,
+                "called ALL": 100 * summary.fraction,
                 "95% interval": f"{summary.low:.0%} to {summary.high:.0%}",
                 "answer": summary.verdict,
             }
@@ -132,7 +132,7 @@ def patient_table(patients: dict[str, list[CellResult]], card: Card) -> None:
     st.dataframe(
         rows,
         hide_index=True,
-        column_config={"called ALL": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)},
+        column_config={"called ALL": st.column_config.ProgressColumn(format="%.0f%%", min_value=0, max_value=100)},
     )
 
 
