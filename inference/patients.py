@@ -91,7 +91,10 @@ def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
 
 
 def _answer(n, low, high, corrected_low, corrected_high, subjects) -> tuple[str, str]:
-    """Verdict and reason. Persons differ: the cells must also read unlike every held-out subject of the other class."""
+    """Verdict and reason. Persons differ: the cells must also read unlike every held-out subject of the other class.
+
+    Held-out subjects with fewer than MIN_CELLS cells are left out, as their own share is too uncertain.
+    """
     if n < MIN_CELLS:
         return "indeterminate", f"Fewer than {MIN_CELLS} cells are too few to answer for a patient."
     read = {value: [k / m for _, y_true, m, k in subjects if y_true == value and m >= MIN_CELLS] for value in (1, 0)}
@@ -100,14 +103,16 @@ def _answer(n, low, high, corrected_low, corrected_high, subjects) -> tuple[str,
         if low > highest_hem:
             return (
                 "consistent with ALL",
-                f"Even the corrected share's lower end is above {BLAST_LINE:.0%}; no healthy held-out subject read as high.",
+                f"Even the corrected share's lower end is above {BLAST_LINE:.0%}, and no healthy held-out subject "
+                f"with {MIN_CELLS} cells or more read as high.",
             )
         return "indeterminate", f"A healthy held-out subject had {highest_hem:.0%} of the cells called ALL, too."
     if corrected_high < BLAST_LINE:
         if high < lowest_all:
             return (
                 "not consistent with ALL",
-                f"Even the corrected share's upper end is below {BLAST_LINE:.0%}; no held-out subject with ALL read as low.",
+                f"Even the corrected share's upper end is below {BLAST_LINE:.0%}, and no held-out subject with ALL "
+                f"and {MIN_CELLS} cells or more read as low.",
             )
         return "indeterminate", f"A held-out subject with ALL had only {lowest_all:.0%} of the cells called ALL, too."
     return "indeterminate", f"The corrected share's interval spans {BLAST_LINE:.0%}."

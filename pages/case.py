@@ -14,7 +14,7 @@ empty = not case.total
 upload, settings = st.columns([3, 2], gap="large")
 with settings:
     card = components.choose_checkpoint()
-    demo, fresh = st.columns(2)
+    demo, fresh = st.columns([2, 1])
     if demo.button("Try the demo patients", type="primary" if empty else "secondary", width="stretch", disabled=case.synthetic):
         case.add_demo()
         st.rerun()
