@@ -37,6 +37,9 @@ bench: $(VENV)/dev.stamp  ## print the benchmark tables (needs BLASTOSCOPE_DATA)
 	$(BIN)/python -m benchmarks.runtimes
 	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.input_pipeline
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.size_alone
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

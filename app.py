@@ -12,6 +12,7 @@ page = st.navigation(
         st.Page("pages/explain.py", title="Explain"),
         st.Page("pages/layers.py", title="Layers"),
         st.Page("pages/models.py", title="Models"),
+        st.Page("pages/train.py", title="Train"),
     ],
     position="top",
 )

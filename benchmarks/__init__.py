@@ -40,12 +40,17 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # every figure is the processor's
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def data_root() -> Path:
+    """$BLASTOSCOPE_DATA; ends the script where it holds no cells."""
+    root = os.environ.get("BLASTOSCOPE_DATA", "")
+    if not root or not any(Path(root).glob("cnmc/fold_*/*/*.webp")):
+        sys.exit(f"error: $BLASTOSCOPE_DATA must name a folder that holds cnmc/fold_*/*/*.webp. Received: {root!r}")
+    return Path(root)
+
+
 def real_cells(n: int) -> list[Path]:
     """n files spread evenly over those of $BLASTOSCOPE_DATA; they repeat where there are fewer."""
-    root = os.environ.get("BLASTOSCOPE_DATA", "")
-    files = sorted(Path(root).glob("cnmc/fold_*/*/*.webp")) if root else []
-    if not files:
-        sys.exit(f"error: $BLASTOSCOPE_DATA must name a folder that holds cnmc/fold_*/*/*.webp. Received: {root!r}")
+    files = sorted(data_root().glob("cnmc/fold_*/*/*.webp"))
     return [files[i * max(len(files), n) // n % len(files)] for i in range(n)]
 
 

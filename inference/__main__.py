@@ -1,4 +1,4 @@
-"""python -m inference PATH... -o out.csv [--checkpoint NAME]: score files, folders and ZIPs without a browser.
+"""python -m inference PATH... -o out.csv [--checkpoint NAME] [--rotations 8]: score files, folders and ZIPs without a browser.
 
 Exit status: 0 every file was read, 1 some were refused (their rows say why), 2 nothing could be done.
 """
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import model_zoo
 from inference.cells import score_files
-from inference.engine import Engine
+from inference.engine import ROTATIONS, Engine
 from inference.sources import open_paths
 
 COLUMNS = ("file", "patient", "p_all", "call", "note")
@@ -27,6 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, folder or ZIP")
     parser.add_argument("-o", "--out", type=Path, required=True, help="CSV to write")
     parser.add_argument("--checkpoint", help="bundled name, or a checkpoint folder; default: the first of the Models page")
+    parser.add_argument(
+        "--rotations",
+        type=int,
+        choices=ROTATIONS,
+        help="average each cell over so many rotations; 8 take eight times as long; default: as the checkpoint was measured",
+    )
     options = parser.parse_args(arguments)
     for path in options.paths:
         if not path.exists():
@@ -34,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         name = options.checkpoint or model_zoo.default_checkpoint()
         folder = Path(name)
-        engine = Engine(model_zoo.load_checkpoint(folder) if folder.is_dir() else model_zoo.find_checkpoint(name))
+        checkpoint = model_zoo.load_checkpoint(folder) if folder.is_dir() else model_zoo.find_checkpoint(name)
+        engine = Engine(checkpoint, rotations=options.rotations)
     except model_zoo.BlastoscopeError as error:
         return _fail(str(error))
     scored = refused = 0
@@ -45,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             for result in tqdm(
                 score_files(open_paths(options.paths, skip=options.out), engine), unit=" cells", file=sys.stderr
             ):
-                writer.writerow(csv_row(result))
+                writer.writerow(csv_row(result, engine.remark))
                 scored += result.p_all is not None
                 refused += result.p_all is None
     except OSError as error:
@@ -56,10 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if refused else 0
 
 
-def csv_row(result) -> list[str]:
-    """A row under COLUMNS. Text that a spreadsheet would run as a formula is quoted with an apostrophe."""
+def csv_row(result, remark: str = "") -> list[str]:
+    """A row under COLUMNS. An engine's `remark` joins the note of a scored cell.
+
+    Text that a spreadsheet would run as a formula is quoted with an apostrophe.
+    """
     p_all = "" if result.p_all is None else f"{result.p_all:.6f}"
-    return [_inert(result.file), _inert(result.patient), p_all, result.call, _inert(result.note)]
+    note = "; ".join(filter(None, (result.note, remark if p_all else "")))
+    return [_inert(result.file), _inert(result.patient), p_all, result.call, _inert(note)]
 
 
 def _inert(text: str) -> str:

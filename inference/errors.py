@@ -3,6 +3,7 @@
 BlastoscopeError                  the base: pages and commands catch this and show its sentence
 ├── CheckpointError               a checkpoint folder is missing, incomplete or altered      (model_zoo)
 ├── UnknownArchitectureError      no file in model_zoo/ carries that name                    (model_zoo)
+├── WeightsError                  initial weights that do not exist or do not fit            (model_zoo)
 ├── InputError                    something the user gave cannot be used; names the file
 │   ├── ImageError                one image: not an image, truncated, too large
 │   ├── GateError                 an image, but not one segmented cell on black

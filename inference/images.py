@@ -120,6 +120,25 @@ def frame_cell(image: np.ndarray, spec: FrameSpec, *, box: tuple[int, int, int, 
     return np.asarray(Image.fromarray(window).resize((spec.size, spec.size), Image.Resampling.BILINEAR))
 
 
+def rotate_cells(cells: np.ndarray, turns: int) -> np.ndarray:
+    """Turn framed cells about the middle by `turns` times 45 degrees, counterclockwise.
+
+    Quarter turns move pixels and change none; the others are bilinear. What comes in from outside is black.
+
+    Args:
+        cells: uint8 (N, S, S, 3).
+        turns: any integer; 8 are a full circle.
+    Returns:
+        uint8 (N, S, S, 3), contiguous.
+    """
+    if turns % 2:
+        turned = np.empty_like(cells)
+        for i, cell in enumerate(cells):
+            turned[i] = np.asarray(Image.fromarray(cell).rotate(45, Image.Resampling.BILINEAR))
+        cells = turned
+    return np.ascontiguousarray(np.rot90(cells, turns // 2, axes=(1, 2)))
+
+
 def subject_of(name: str) -> str | None:
     """Subject id from a C-NMC file name (`UID_h3_12_5_hem.bmp` -> `H3`), None for any other name."""
     match = _CNMC_NAME.match(PurePosixPath(name).stem)

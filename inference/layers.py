@@ -12,6 +12,7 @@ from model_zoo import Checkpoint
 
 MAP_KINDS = {
     "Conv2D": "convolution",
+    "GroupedConv2D": "convolution",
     "DepthwiseConv2D": "convolution",
     "Activation": "activation",
     "ReLU": "activation",

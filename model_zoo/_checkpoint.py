@@ -1,11 +1,16 @@
-"""A checkpoint: a folder with model.onnx (graph and weights), card.json, and what its training left behind."""
+"""A checkpoint: a folder with model.onnx (graph and weights), card.json, and what its training left behind.
+
+Large weights lie in model.0.bin, model.1.bin, ... beside model.onnx. A folder may also hold a card without weights: what
+was measured, not to be read cells with.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -28,8 +33,12 @@ class Card:
     """What is known about a checkpoint; card.json holds exactly these fields.
 
     `split` names how cells were divided; every figure in `metrics` is [estimate, low, high], 95% by subject
-    bootstrap, on held-out subjects. `operating_points`: name -> {threshold, sensitivity, specificity}.
+    bootstrap, on held-out subjects: auroc, sensitivity, specificity, ... and whatever else was measured.
+    `operating_points`: name -> {threshold, sensitivity, specificity}.
     `subjects`: held-out subjects as [subject, y_true, n cells, n called ALL at the default operating point].
+    `weights_sha256`: of all weights files together, see `hash_weights`; "" where the folder has none.
+    `rotations`: views of a cell whose logits are averaged. `members`: checkpoints whose logits an ensemble averages.
+    `paper`: "000" to "004", or "" for ours.
     """
 
     name: str
@@ -49,6 +58,9 @@ class Card:
     weights_sha256: str
     licence: str
     versions: dict
+    rotations: int = 1
+    members: list = field(default_factory=list)
+    paper: str = ""
 
     @property
     def threshold(self) -> float:
@@ -91,10 +103,19 @@ class Checkpoint:
         return model
 
 
+def weights_files(path: Path) -> list[Path]:
+    """The set of files that are one network's weights: `path` (model.onnx), model.0.bin, model.1.bin, ... as there are."""
+    shards = {int(f.suffixes[-2][1:]): f for f in path.parent.glob(f"{path.stem}.*.bin") if f.suffixes[-2][1:].isdigit()}
+    return [path, *(shards[number] for number in sorted(shards))]
+
+
 def hash_weights(path: Path) -> str:
-    """SHA-256 of a weights file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a network's weights files one after another, hexadecimal."""
+    digest = hashlib.sha256()
+    for part in weights_files(path):
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -110,21 +131,60 @@ def load_checkpoint(path: Path) -> Checkpoint:
     found = hash_weights(checkpoint.weights)
     if found != checkpoint.card.weights_sha256:
         raise CheckpointError(
-            f"{checkpoint.weights} was altered: its SHA-256 starts {found[:12]}, "
+            f"{checkpoint.weights} was altered, or a file beside it is missing: its SHA-256 starts {found[:12]}, "
             f"the card says {checkpoint.card.weights_sha256[:12]}. Restore the folder or train again."
         )
     return checkpoint
 
 
-def list_checkpoints(root: Path = BUNDLED) -> list[Card]:
-    """Cards of every folder with weights under `root`, best held-out AUROC first. Weights are not read."""
-    folders = sorted(weights.parent for weights in root.glob(f"*/{WEIGHTS}"))
-    cards = [Card.read(folder / "card.json") for folder in folders if not folder.name.startswith(".")]  # ".": being written
+def runs_folder() -> Path:
+    """Where training runs and promoted checkpoints live: $BLASTOSCOPE_RUNS, else runs/ of the repository."""
+    return Path(os.environ.get("BLASTOSCOPE_RUNS") or Path(__file__).parents[1] / "runs").resolve()
+
+
+def promoted_folder() -> Path:
+    """The checkpoints that a person made the default of this laboratory; `training.promotion` writes it."""
+    return runs_folder() / "promoted"
+
+
+def promoted_names() -> list[str]:
+    """Promoted checkpoints that are still there, the one promoted last at the end: it is the default."""
+    try:
+        names = [entry["name"] for entry in json.loads((promoted_folder() / "history.json").read_text("utf-8"))]
+        return [name for name in names if (promoted_folder() / name / "card.json").is_file()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{promoted_folder() / 'history.json'} cannot be read ({error}). Delete it or restore it."
+        ) from error
+
+
+def list_checkpoints(root: Path | None = None) -> list[Card]:
+    """Cards of every folder with weights under `root` (bundled and promoted), best AUROC first; no weights are read."""
+    return _cards_beside(WEIGHTS, root)
+
+
+def list_cards(root: Path | None = None) -> list[Card]:
+    """Cards of every folder under `root` (bundled and promoted), with or without weights, best held-out AUROC first."""
+    return _cards_beside("card.json", root)
+
+
+def card_folder(name: str, root: Path | None = None) -> Path:
+    """Where a card of `list_cards` lies: a promoted checkpoint on its own shelf, any other among the bundled."""
+    return (root or (promoted_folder() if name in promoted_names() else BUNDLED)) / name
+
+
+def _cards_beside(name: str, root: Path | None) -> list[Card]:
+    folders = [file.parent for file in (root or BUNDLED).glob(f"*/{name}")]
+    if root is None:
+        folders += [promoted_folder() / promoted for promoted in promoted_names()]
+    cards = [Card.read(folder / "card.json") for folder in sorted(folders) if not folder.name.startswith(".")]  # being written
     return sorted(cards, key=lambda card: -card.metrics["auroc"][0])
 
 
-def find_checkpoint(name: str, root: Path = BUNDLED) -> Checkpoint:
-    """Load a bundled checkpoint by name.
+def find_checkpoint(name: str, root: Path | None = None) -> Checkpoint:
+    """Load a checkpoint by name, bundled or promoted, or of `root`.
 
     Raises:
         CheckpointError: unknown name; the known ones are listed.
@@ -132,16 +192,22 @@ def find_checkpoint(name: str, root: Path = BUNDLED) -> Checkpoint:
     known = [card.name for card in list_checkpoints(root)]
     if name not in known:
         raise CheckpointError(f"There is no checkpoint {name!r}. Known: {', '.join(known) or 'none'}.")
-    return load_checkpoint(root / name)
+    return load_checkpoint(card_folder(name, root))
 
 
-def default_checkpoint(root: Path = BUNDLED) -> str:
-    """Name of the checkpoint that opens first: EfficientNetB3 where it is bundled, else the best one.
+def default_checkpoint(root: Path | None = None) -> str:
+    """Name of the checkpoint that opens first: the one promoted last, else the one that is surest to be good.
+
+    That is the highest lower end of the interval of AUROC on unseen subjects: a high figure on few persons does not win.
 
     Raises:
         CheckpointError: there is none at all.
     """
-    names = [card.name for card in list_checkpoints(root)]
-    if not names:
-        raise CheckpointError(f"{root} holds no checkpoint. Train one: python -m training training/recipes/mobilenet_v2.toml")
-    return "efficientnet_b3" if "efficientnet_b3" in names else names[0]
+    cards = list_checkpoints(root)
+    if not cards:
+        raise CheckpointError(
+            f"{root or BUNDLED} holds no checkpoint. Train one: python -m training training/recipes/mobilenet_v2.toml"
+        )
+    if root is None and (promoted := promoted_names()):
+        return promoted[-1]
+    return max(cards, key=lambda card: (not card.split["protocol"].startswith("image"), card.metrics["auroc"][1])).name

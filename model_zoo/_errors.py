@@ -11,3 +11,7 @@ class CheckpointError(BlastoscopeError):
 
 class UnknownArchitectureError(BlastoscopeError):
     """No file in model_zoo/ carries that name."""
+
+
+class WeightsError(BlastoscopeError):
+    """Initial weights that do not exist, cannot be fetched, or do not fit the architecture."""

@@ -1,8 +1,11 @@
-"""Keras <-> ONNX: the one weights file of a checkpoint is an ONNX graph that the app runs without TensorFlow.
+"""Keras <-> ONNX: a checkpoint's weights are an ONNX graph that the app runs without TensorFlow.
 
 Why not a converter library: docs/decisions/0002. The graph keeps Keras' layer names as tensor names, so that any
 layer's activation can be read out, and Keras' own weight layouts (rounded to float16), so that the same file
 fills a Keras model again. The runtime folds the casts and transposes when it loads the file.
+
+Where the weights are larger than what a Git host takes, they lie in several files beside the graph, as ONNX external
+data: model.onnx, model.0.bin, model.1.bin, ... They are one set: `weights_files` names it, `hash_weights` covers it.
 """
 
 from __future__ import annotations
@@ -13,33 +16,39 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
+from model_zoo._checkpoint import weights_files
 from model_zoo._errors import CheckpointError
 
 OPSET = 17
+SHARD_BYTES = 90_000_000
 _CONSTANT = "const/"  # initializers that are no Keras weights
+_PIECE = "@"  # "fc1/kernel@0.3": piece 3 of a weight larger than a file may be, cut along axis 0
 
 
-def write_onnx(model, path: Path) -> None:
+def write_onnx(model, path: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write a flat functional Keras model (NHWC) with layers `embedding` and `logit` as ONNX (NCHW inside).
 
     Inputs `cell` uint8 (N, S, S, 3); outputs `logit` (N, 1), `embedding` (N, D). Weight matrices and kernels are
     stored in float16, vectors in float32 (batch-norm variances leave float16's range).
 
+    Args:
+        shard_bytes: weights of more bytes altogether go into `weights_files(path)[1:]`, none of them larger than this.
     Raises:
         CheckpointError: a layer type without a rule below, or a weight that is not finite in float16.
     """
-    graph = _Graph()
+    graph = _Graph(shard_bytes)
     table = []
     for layer in model.layers:
         kind = type(layer).__name__
-        rule = _RULES.get(kind)
+        rule = _RULES.get(kind) or getattr(type(layer), "write_onnx", None)  # an architecture's own layers bring theirs
         if rule is None:
             raise CheckpointError(f"Layer {layer.name!r} of type {kind} has no ONNX rule; add one in model_zoo/_onnx.py.")
         sources = layer.input if isinstance(layer.input, list) else [layer.input]
         graph.layer = layer
         inputs = [] if kind == "InputLayer" else [graph.tensors[id(s)] for s in sources]
-        output = rule(graph, layer, *inputs)
+        output = rule(graph, layer, *inputs) if kind in _RULES else layer.write_onnx(graph, *inputs)
         graph.node("Identity", [output], output=layer.name)
         graph.tensors[id(layer.output)] = layer.name
         table.append(
@@ -65,13 +74,48 @@ def write_onnx(model, path: Path) -> None:
     )
     helper.set_model_props(built, {"layers": json.dumps(table)})
     onnx.checker.check_model(built)
+    _write_shards(built.graph.initializer, path, shard_bytes)
     onnx.save(built, str(path))
 
 
+def _write_shards(tensors, path: Path, shard_bytes: int) -> None:
+    """Move the bytes of `tensors` into files beside `path`, if they are too many for it."""
+    for shard in weights_files(path)[1:]:  # of an earlier writing
+        shard.unlink()
+    if sum(len(t.raw_data) for t in tensors) <= shard_bytes:
+        return
+    number, size = 0, 0
+    for tensor in tensors:
+        data = tensor.raw_data
+        if len(data) < 1024:  # the checker and the runtime's shape inference look into small constants
+            continue
+        if size and size + len(data) > shard_bytes:
+            number, size = number + 1, 0
+        shard = path.with_name(f"{path.stem}.{number}.bin")
+        with shard.open("ab") as file:
+            file.write(data)
+        set_external_data(tensor, shard.name, offset=size, length=len(data))
+        tensor.ClearField("raw_data")
+        size += len(data)
+
+
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """`layer/variable` -> float32 array in Keras' layout."""
-    stored = onnx.load(str(path)).graph.initializer
-    return {t.name: numpy_helper.to_array(t).astype("float32") for t in stored if not t.name.startswith(_CONSTANT)}
+    """`layer/variable` -> float32 array in Keras' layout.
+
+    Raises:
+        CheckpointError: a file of the set is missing or cut short.
+    """
+    try:
+        stored = onnx.load(str(path)).graph.initializer
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise CheckpointError(f"{path} cannot be read whole: {error}. Restore the folder or train again.") from error
+    pieces = {}
+    for tensor in stored:
+        if not tensor.name.startswith(_CONSTANT):
+            name, _, piece = tensor.name.partition(_PIECE)
+            axis = int(piece.partition(".")[0] or 0)
+            pieces.setdefault((name, axis), []).append(numpy_helper.to_array(tensor).astype("float32"))
+    return {name: p[0] if len(p) == 1 else np.concatenate(p, axis) for (name, axis), p in pieces.items()}
 
 
 def fill_model(model, path: Path) -> None:
@@ -100,8 +144,9 @@ def fill_model(model, path: Path) -> None:
 class _Graph:
     """Nodes and initializers in the making. 4-D tensors are NCHW here, 2-D ones as in Keras."""
 
-    def __init__(self):
+    def __init__(self, shard_bytes: int):
         self.nodes, self.initializers, self.tensors, self.layer, self._stored = [], [], {}, None, {}
+        self._shard_bytes = shard_bytes
 
     def node(self, op, inputs, output=None, **attributes) -> str:
         output = output or f"{self.layer.name}/{op}:{len(self.nodes)}"
@@ -122,9 +167,20 @@ class _Graph:
         half = value.astype("float16") if value.ndim >= 2 else value
         if not np.isfinite(half).all():
             raise CheckpointError(f"Weight {name} is not finite in float16; the training diverged.")
-        self.initializers.append(numpy_helper.from_array(half, name))
-        self._stored[name] = self.node("Cast", [name], to=TensorProto.FLOAT) if value.ndim >= 2 else name
+        stored = self._store(half, name)
+        self._stored[name] = self.node("Cast", [stored], to=TensorProto.FLOAT) if value.ndim >= 2 else stored
         return self._stored[name]
+
+    def _store(self, value, name: str) -> str:
+        if value.nbytes <= self._shard_bytes:
+            self.initializers.append(numpy_helper.from_array(value, name))
+            return name
+        axis = int(np.argmax(value.shape))
+        rows = max(1, self._shard_bytes * value.shape[axis] // value.nbytes)
+        pieces = np.split(value, range(rows, value.shape[axis], rows), axis)
+        names = [f"{name}{_PIECE}{axis}.{i}" for i in range(len(pieces))]
+        self.initializers += [numpy_helper.from_array(p, n) for p, n in zip(pieces, names, strict=True)]
+        return self.node("Concat", names, axis=axis)
 
     def per_channel(self, value) -> str:
         return self.constant(np.asarray(value, "float32").reshape(1, -1, 1, 1))
@@ -257,6 +313,7 @@ _RULES = {
     "Normalization": _normalization,
     "ZeroPadding2D": _pad,
     "Conv2D": _conv,
+    "GroupedConv2D": _conv,
     "DepthwiseConv2D": _depthwise,
     "BatchNormalization": _batch_norm,
     "Activation": lambda g, layer, x: g.activate(x, layer.activation),

@@ -3,7 +3,11 @@
 import keras
 from keras import layers
 
-from model_zoo._architecture import Architecture, name_by_position
+from model_zoo._architecture import Architecture, one_logit
+from model_zoo._backbones import INCEPTION_V3, RESNET50, VGG16
+from model_zoo._errors import WeightsError
+
+_BACKBONES = {"vgg16": VGG16, "resnet50": RESNET50, "inception_v3": INCEPTION_V3}
 
 # Two mid-depth activations of each backbone, near strides 8 and 16.
 _MID_LAYERS = {
@@ -14,15 +18,12 @@ _MID_LAYERS = {
 
 
 def build(*, input_size: int, weights: str | None = None) -> keras.Model:
-    if weights:
-        raise ValueError(f"allnet starts from no single weights file. Received: weights={weights!r}")
+    if weights not in (None, "", "imagenet"):
+        raise WeightsError(f"allnet has three backbones and starts from no single weights file. Received: weights={weights!r}")
     cell = keras.Input((input_size, input_size, 3), name="cell")
     # mean and variance are variables: set from the training set by training/, stored with the weights
     x = layers.Normalization(name="standardise")(cell)
-    vgg = keras.applications.VGG16(include_top=False, weights=None, input_tensor=x)
-    resnet = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=x)
-    inception = keras.applications.InceptionV3(include_top=False, weights=None, input_tensor=x)
-    name_by_position(inception.layers, "inception")
+    vgg, resnet, inception = (b.on(b.rescale_standardised(x, f"{name}_rescale")) for name, b in _BACKBONES.items())
 
     # VGG's own last pooling halves a 15x15 map to 7x7, as published
     final = [vgg.output, resnet.output, inception.output]
@@ -47,8 +48,10 @@ def build(*, input_size: int, weights: str | None = None) -> keras.Model:
     x = layers.Conv2D(512, 1, activation="relu", name="head_conv")(x)
     x = layers.Flatten(name="head_flatten")(x)
     x = layers.Dense(256, activation="relu", name="embedding")(x)
-    logit = layers.Dense(1, name="logit")(x)
-    return keras.Model(cell, layers.Activation("sigmoid", name="p_all", dtype="float32")(logit), name="allnet")
+    model = keras.Model(cell, one_logit(x), name="allnet")
+    for backbone in _BACKBONES.values():
+        backbone.start(model, weights)
+    return model
 
 
 def _align(maps, size: int, label: str):
@@ -64,5 +67,6 @@ ARCHITECTURE = Architecture(
     input_size=250,
     cam_layers=("head_conv", "block5_conv3", "conv5_block3_out", "mixed10"),
     source="ALLNet, paper 003: VGG16, ResNet50 and InceptionV3 with concatenate1/2/3 and in-graph standardisation. "
-    "Alignment of the 7x7, 8x8 and 6x6 maps and the widths of the added convolutions are ours.",
+    "Alignment of the 7x7, 8x8 and 6x6 maps, the widths of the added convolutions, and rescaling to each backbone's range "
+    "are ours.",
 )

@@ -14,6 +14,7 @@ empty = not case.total
 upload, settings = st.columns([3, 2], gap="large")
 with settings:
     card = components.choose_checkpoint()
+    components.choose_rotations(card)
     demo, fresh = st.columns([2, 1])
     if demo.button("Try the demo patients", type="primary" if empty else "secondary", width="stretch", disabled=case.synthetic):
         case.add_demo()
@@ -38,10 +39,10 @@ if reading:
     done = case.total - case.waiting
     patient = f" · {components.plain(case.next_patient)}" if case.next_patient else ""
     progress.progress(done / case.total, text=f"Reading {done} of {case.total} cells{patient}")
-    case.advance(resources.engine(case.checkpoint))
+    case.advance()
 elif empty:
     components.how_it_reads()
-    resources.engine(case.checkpoint)  # loads while the user looks for the first cell
+    case.engine()  # loads while the user looks for the first cell
     st.stop()
 
 with remarks:

@@ -25,6 +25,7 @@ with words:
         f"sensitivity {components.figure_with_interval(card.metrics['sensitivity'])}, "
         f"specificity {components.figure_with_interval(card.metrics['specificity'])}."
     )
+    components.rotations_remark()
     if cell.note:
         st.markdown(f"Note: {components.plain(cell.note)}.")
     label = (

@@ -1,14 +1,21 @@
 """Factories shared by all tests: drawn cells, encoded files, a tiny real checkpoint, and the real cells where they lie."""
 
+import atexit
 import io
 import os
+import shutil
+import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["BLASTOSCOPE_RUNS"] = tempfile.mkdtemp(prefix="blastoscope-")  # no test sees this machine's runs and promotions
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+atexit.register(shutil.rmtree, os.environ["BLASTOSCOPE_RUNS"], ignore_errors=True)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SUBJECTS = [[f"{10 + i}", 1, 100, 88 + i] for i in range(6)] + [[f"H{1 + i}", 0, 100, 4 + i] for i in range(6)]
@@ -104,7 +111,8 @@ def randomise_statistics(model, seed=0):
             n = layer.moving_mean.shape[0]
             layer.moving_mean.assign(rng.normal(0, 0.1, n).astype("float32"))
             layer.moving_variance.assign(rng.uniform(0.5, 1.5, n).astype("float32"))
-            layer.beta.assign(rng.normal(0, 0.2, n).astype("float32"))
+            if layer.center:
+                layer.beta.assign(rng.normal(0, 0.2, n).astype("float32"))
 
 
 @pytest.fixture(scope="session")
@@ -165,3 +173,94 @@ def real_cells(data_root):
     files = sorted((data_root / "cnmc").rglob("UID_*"))
     assert files, f"{data_root}/cnmc holds no cells"
     return lambda n: [files[i] for i in np.linspace(0, len(files) - 1, n).astype(int)]
+
+
+@pytest.fixture(scope="session")
+def drawn_cells(tmp_path_factory, draw_cell, encode) -> Path:
+    """A folder to train on: ten ALL subjects with large cells, ten HEM subjects with small ones, two cells each."""
+    root = tmp_path_factory.mktemp("drawn") / "cells"
+    for label in ("all", "hem"):
+        (root / label).mkdir(parents=True)
+        for subject in range(20, 30):
+            for cell in (1, 2):
+                side = (150 if label == "all" else 100) + subject + cell
+                name = f"UID_{'H' if label == 'hem' else ''}9{subject}_1_{cell}_{label}.png"  # no name of C-NMC's
+                image = draw_cell(subject * cell + 1000 * (label == "hem"), canvas=(250, 250), axes=(side, side))
+                (root / label / name).write_bytes(encode(image, "PNG", compress_level=1))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """tiny_recipe(**changes): a real recipe of a small network, whose epochs take a fraction of a second."""
+    from training.recipe import make_recipe
+
+    given = {"architecture": "vanilla.2x2c1d", "title": "Tiny", "summary": "A run for tests.", "crop": 200, "input_size": 48}
+    given |= {
+        "epochs": 2,
+        "draws_per_epoch": 16,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "flip": "both",
+        "stain": 0.2,
+        "seed": 1,
+    }
+    return lambda **changes: make_recipe(given | {"folds": 3, "test_folds": [0]} | changes)
+
+
+@pytest.fixture
+def runs(tmp_path, drawn_cells, monkeypatch) -> Path:
+    """An empty folder of runs, and the drawn cells within the allowed roots; what still runs at the end is killed."""
+    from training import jobs
+
+    monkeypatch.setenv("BLASTOSCOPE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("BLASTOSCOPE_DATA", str(drawn_cells.parent))
+    monkeypatch.delenv("BLASTOSCOPE_DATA_ROOTS", raising=False)
+    yield tmp_path / "runs"
+    for run in jobs.list_runs():
+        if run.alive:
+            os.kill(run.told["pid"], 9)
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """wait_for(condition): its first true value; fails after half an hour, a bound against hanging."""
+
+    def wait(condition):
+        end = time.monotonic() + 1800
+        while not (value := condition()):
+            assert time.monotonic() < end, "it never came true"
+            time.sleep(0.1)
+        return value
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, drawn_cells, tiny_recipe, wait_for) -> Path:
+    """The folder of a real run that finished. It was started by a process that was killed at once, as an app may be."""
+    import signal
+    import subprocess
+    import sys
+
+    from training import jobs
+
+    home = tmp_path_factory.mktemp("lab") / "runs"
+    script = (
+        "import time; from pathlib import Path; from training import jobs; from training.recipe import Recipe\n"
+        f"jobs.start_run({tiny_recipe()!r}, Path({str(drawn_cells)!r}), 'first'); print('started', flush=True)\n"
+        "time.sleep(600)"
+    )
+    environment = os.environ | {"BLASTOSCOPE_RUNS": str(home), "BLASTOSCOPE_DATA": str(drawn_cells)}
+    own = {"cwd": REPOSITORY, "env": environment, "start_new_session": True}
+    app = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, **own)
+    assert app.stdout.readline() == "started\n"
+    os.killpg(app.pid, signal.SIGKILL)  # and all of its group: the run is not in it
+    app.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLASTOSCOPE_RUNS", str(home))
+        assert jobs.read_run("first").alive
+        wait_for(lambda: not jobs.read_run("first").alive)
+        run = jobs.read_run("first")
+    assert run.state == "finished", run.message
+    return run.folder

@@ -80,6 +80,50 @@ def test_throughput_refuses_cells_that_do_not_compare(repository, drawn_data, ti
     assert "1 cells were refused" in done.stderr
 
 
+def test_input_pipeline_prints_its_table(repository, drawn_data):
+    done = run(repository, "input_pipeline", "--cells", "4", "--rounds", "1", "--sizes", "32", data=drawn_data)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    assert [row[0].strip() for row in rows] == [
+        "this project",
+        "of it, reading batches",
+        "of it, augmentation",
+        "flow_from_dataframe",
+        "flow_from_dataframe, two threads",
+    ]
+    for _, milliseconds, per_second, ratio in rows:
+        assert float(milliseconds) >= 0 and float(per_second) > 0 and float(ratio) > 0
+    assert rows[3][3].strip() == "1.0"
+    assert done.stdout.splitlines()[-2].startswith("32 px: ") and "(goal: 20 or more)" in done.stdout
+
+
+def test_scaling_counts_what_a_recipe_computes():
+    from benchmarks.scaling import look_at, work_of
+    from training.jobs import shipped_recipes
+
+    by_hand = 38**2 * 27 * 64 + (36**2 + 16**2 + 14**2) * 9 * 64 * 64 + 7 * 7 * 64 * 128 + 128
+    assert look_at("vanilla.2x2c1d", 40).multiply_adds == by_hand and look_at("vanilla.2x2c1d", 40).kind == "ordinary"
+    published = look_at("mobilenet_v2", 224)  # Sandler et al. 2018, Table 4: 300 M, 1.3 M of them in its 1000 classes
+    assert published.multiply_adds == pytest.approx(298.7e6, rel=0.01) and published.kind == "depthwise"
+    recipes = shipped_recipes()
+    by_image = work_of(recipes["vanilla_2x2c1d_as_published"])
+    assert (by_image.networks, round(by_image.drawn)) == (1, round(100 * 0.75 * 10_661))
+    one_fold = work_of(recipes["allnet"])
+    assert (one_fold.networks, one_fold.drawn) == (1, recipes["allnet"].epochs * recipes["allnet"].draws_per_epoch)
+    probe = work_of(recipes["best"])
+    assert (probe.networks, probe.drawn, probe.looked_at) == (6, 0, 2 * 10_661)
+
+
+def test_scaling_prints_its_table(repository, drawn_data):
+    arguments = ["--cells", "2", "--steps", "1", "--recipes", "vanilla_3c1d_by_subject"]
+    done = run(repository, "scaling", *arguments, data=drawn_data)
+    assert done.returncode == 0, done.stderr
+    (row,) = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    assert row[0].strip() == "vanilla_3c1d_by_subject" and all(float(cell.replace(",", "")) > 0 for cell in row[1:])
+    assert float(row[8]) == pytest.approx(float(row[7]) / 4, abs=0.01)
+    assert "GFLOP/s in training steps of resnet50, 128 px, 2 cells each" in done.stdout and "are assumed" in done.stdout
+
+
 def test_unknown_checkpoint_is_one_sentence(repository, drawn_data):
     done = run(repository, "throughput", "--checkpoint", "no such network", data=drawn_data)
     assert done.returncode == 1

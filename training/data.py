@@ -1,25 +1,34 @@
-"""A folder of C-NMC cells: index it, split it by subject, pack it into one array."""
+"""A folder of C-NMC cells: index it, verify every picture, split it, pack it into one array."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
+import json
 import os
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from inference.errors import InputError
-from inference.images import decode_image, frame_cell, subject_of
+from inference.errors import ImageError, InputError
+from inference.images import clean_name, decode_image, frame_cell, subject_of
 from model_zoo import FrameSpec
-from training.errors import DataError
+from training.errors import DataError, RecipeError
 
 IMAGE_SUFFIXES = {".bmp", ".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff"}
+SUBJECTS_FILE = "subjects.csv"
 # The official set holds the same picture under several subjects: each group stays on one side of a split.
 SHARED_PICTURES = [{"20", "21"}, {"51", "75", "78"}, {"H2", "H4", "H5", "H6"}, {"H10", "H3"}]
+TRAINING, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, -1  # sides of a split
+CLASSES = ((1, "ALL"), (0, "HEM"))
+_CHUNK = 256  # files in flight: what is read ahead of a slow disk stays small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +40,31 @@ class Cells:
         y_true: int (n,), 1 = ALL.
         subjects: str (n,), upper case.
         groups: str (n,), subjects that share a picture have one group.
+        preliminary: bool (n,), cells of the official preliminary test set; None where there are none.
+        digests: of each file's bytes, once `verify_cells` has read them.
     """
 
     files: list[Path]
     y_true: np.ndarray
     subjects: np.ndarray
     groups: np.ndarray
+    preliminary: np.ndarray | None = None
+    digests: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def choose(self, where: np.ndarray) -> Cells:
+        """The cells at the chosen positions (bool (n,) or int), in that order."""
+        rows = np.arange(len(self))[where]
+        return Cells(
+            files=[self.files[row] for row in rows],
+            y_true=self.y_true[rows],
+            subjects=self.subjects[rows],
+            groups=self.groups[rows],
+            preliminary=None if self.preliminary is None else self.preliminary[rows],
+            digests=self.digests and [self.digests[row] for row in rows],
+        )
 
     def count(self, where: np.ndarray | None = None) -> dict:
         """Cells and subjects by class, of all or of the chosen positions."""
@@ -50,53 +75,68 @@ class Cells:
             for what, n in (("subjects", len(set(subjects[y == value]))), ("cells", (y == value).sum()))
         }
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names and sizes: the same files in the same order have the same one."""
-        text = "\n".join(f"{cell_label(f)}\t{f.stat().st_size}" for f in self.files)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 over name, subject, label and content of every file in order, wherever the folder lies."""
+        digests = self.digests or list(_in_threads(_digest, self.files))
+        rows = zip(map(cell_label, self.files), self.subjects, self.y_true, digests, strict=True)
+        return hashlib.sha256("\n".join("\t".join(map(str, row)) for row in rows).encode()).hexdigest()
 
 
 def index_cells(root: Path) -> Cells:
-    """Index a folder of labelled cells.
+    """Index a folder of labelled cells by names and tables; no picture is opened.
 
     Understands any tree whose images lie in folders `all` and `hem` (TCIA `fold_*/{all,hem}`, Kaggle
     `training_data/fold_*/{all,hem}`, plain `{all,hem}`), names ending `_all` / `_hem`, and the preliminary test
     set (`<folder>_labels.csv` with Patient_ID and new_names, beside its images or beside their folder; the final
-    test set repeats the same new names, unlabelled). Subjects come from file names.
+    test set repeats the same new names, unlabelled). Subjects come from file names, or from `subjects.csv` in `root`
+    with the columns file (path below `root`, or a name that occurs once), subject and, where folders and names do
+    not tell it, label (all or hem).
 
     Raises:
-        DataError: no folder, no labelled images, one class only, names without subjects.
+        DataError: no folder, no labelled images, one class only, images without subjects, a table that does not
+            match its images.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root} is no folder. Give the folder that holds the C-NMC cells.")
-    renamed = _read_label_files(root)
-    rows, nameless = [], []
-    for file in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("._")):
-        official = renamed.get((file.parent, file.name)) or renamed.get((file.parent.name, file.name), file.name)
-        label = _label_of(official, file)
+    files = sorted(
+        p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("._") and p.is_file()
+    )
+    listed, renamed = _read_subjects(root, files), _read_label_files(root, files)
+    rows, named, nameless = [], set(), []
+    for file in files:
+        official = renamed.get(file, file.name)
+        subject, label = listed.get(file, (None, _label_of(official, file)))
         if label is None:
             continue
-        subject = subject_of(official)
         if subject is None:
-            nameless.append(file)
-            continue
+            subject = subject_of(official)
+            if subject is None:
+                nameless.append(file)
+                continue
+            named.add(subject)
         rows.append((file, label, subject))
     if nameless:
         raise DataError(
-            f"{len(nameless)} labelled images carry no subject in their name (first: {nameless[0].name}). Rename them as "
-            "UID_<subject>_<image>_<cell>_<all|hem>; without subjects, no figure on unseen persons can be given."
+            f"{len(nameless)} labelled images carry no subject in their name (first: {nameless[0].relative_to(root)}). "
+            f"Name their subjects in {root / SUBJECTS_FILE}, a table with the columns file,subject and one line an image; "
+            "without subjects, no figure on unseen persons can be given."
         )
     if not rows:
         raise DataError(f"{root} holds no labelled cells. Expected …/all/*.bmp and …/hem/*.bmp, or names ending _all, _hem.")
     files, labels, subjects = zip(*rows, strict=True)
-    y_true = np.array(labels)
     if len(set(labels)) == 1:
         raise DataError(f"{root} holds only {'ALL' if labels[0] else 'HEM'} cells. Training needs both classes.")
-    group_of = {subject: "+".join(sorted(group)) for group in SHARED_PICTURES for subject in group}
-    groups = np.array([group_of.get(s, s) for s in subjects])
-    return Cells(files=list(files), y_true=y_true, subjects=np.array(subjects), groups=groups)
+    # Only C-NMC's own names: a laboratory's subjects 20 and 21 are two persons.
+    group_of = {subject: "+".join(sorted(group)) for group in SHARED_PICTURES if group & named for subject in group}
+    return Cells(
+        files=list(files),
+        y_true=np.array(labels),
+        subjects=np.array(subjects),
+        groups=np.array([group_of.get(s, s) for s in subjects]),
+        preliminary=np.array([file in renamed for file in files]) if renamed else None,
+    )
 
 
 def _label_of(official: str, file: Path) -> int | None:
@@ -106,21 +146,189 @@ def _label_of(official: str, file: Path) -> int | None:
     return None
 
 
-def _read_label_files(root: Path) -> dict:
-    """(folder or its name, new name) -> official name, from every preliminary-phase labels CSV below root."""
+def _read_table(table: Path) -> list[dict]:
+    """Rows of a CSV; what is no CSV has none."""
+    with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        try:
+            return list(csv.DictReader(file, restval=""))
+        except csv.Error:
+            return []
+
+
+def _read_label_files(root: Path, files: list[Path]) -> dict[Path, str]:
+    """Image -> official name, from every preliminary-phase labels CSV below root. One without its images is passed over.
+
+    Raises:
+        DataError: a CSV that names other images than its folder holds, or contradicts itself.
+    """
+    folders: dict[Path, dict[str, Path]] = {}
+    for file in files:
+        folders.setdefault(file.parent, {})[file.stem] = file  # by stem: cells may have been converted from BMP
     renamed = {}
-    for table in root.rglob("*labels*.csv"):
-        with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            for row in csv.DictReader(file):
-                if row.keys() >= {"Patient_ID", "new_names"}:
-                    for folder in (table.parent, table.stem.removesuffix("_labels")):
-                        renamed[(folder, row["new_names"])] = row["Patient_ID"]
+    for table in sorted(root.rglob("*labels*.csv")):
+        official = {}
+        for row in _read_table(table):
+            if row.keys() >= {"Patient_ID", "new_names"}:
+                name = official[Path(row["new_names"]).stem] = row["Patient_ID"]
+                label = _label_of(name, table)
+                if subject_of(name) is None or row.get("labels", str(label)) != str(label):
+                    raise DataError(
+                        f"{table}: Patient_ID {name!r} and labels {row.get('labels')!r} do not fit. Expected "
+                        "UID_<subject>_<image>_<cell>_all with 1, or …_hem with 0. Copy the table again from its source."
+                    )
+        for folder, inside in folders.items():
+            if folder != table.parent and folder.name != table.stem.removesuffix("_labels"):
+                continue
+            missing = sorted(official.keys() - inside.keys())
+            if len(missing) == len(official):  # another folder's table
+                continue
+            extra = [file.name for stem, file in inside.items() if stem not in official and subject_of(file.name) is None]
+            if missing or extra:
+                raise DataError(
+                    f"{table} does not match the images in {folder}: {_some(missing, 'missing')}, "
+                    f"{_some(extra, 'not in the table')}. Copy both again from one source, or remove the table."
+                )
+            renamed |= {inside[stem]: name for stem, name in official.items()}
     return renamed
+
+
+def _read_subjects(root: Path, files: list[Path]) -> dict[Path, tuple[str, int]]:
+    """Image -> (subject, label), from subjects.csv; empty where there is none.
+
+    Raises:
+        DataError: a column or a value is missing, an image is not there or named twice, a label contradicts its folder.
+    """
+    table = root / SUBJECTS_FILE
+    if not table.is_file():
+        return {}
+    rows = _read_table(table)
+    if not rows or not rows[0].keys() >= {"file", "subject"}:
+        received = ", ".join(map(str, rows[0])) if rows else "no rows"
+        raise DataError(f"{table} needs the columns file,subject (and label, if folders do not tell it). Received: {received}")
+    times = Counter(file.name for file in files)
+    by_name = {file.name: file for file in files if times[file.name] == 1}
+    by_name |= {file.relative_to(root).as_posix(): file for file in files}
+    names = [row["file"].strip().replace("\\", "/") for row in rows]
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise DataError(
+            f"{table} does not match its images: {_some(missing, 'not found')}. "
+            f"Give each path below {root}; the name alone does where it occurs once."
+        )
+    listed: dict[Path, tuple[str, int]] = {}
+    for line, (name, row) in enumerate(zip(names, rows, strict=True), 2):
+        file, subject, given = by_name[name], row["subject"].strip(), row.get("label", "").strip().lower()
+        told = _label_of(file.name, file)
+        label = {"all": 1, "1": 1, "hem": 0, "0": 0, "": told}.get(given)
+        if not subject:
+            wrong = "the subject is empty"
+        elif label is None:
+            wrong = f"the label must be all or hem. Received: {given!r}"
+        elif told not in (None, label):
+            wrong = f"the label {given!r} contradicts the folder or name of the image"
+        elif file in listed:
+            wrong = "the image is named a second time"
+        else:
+            listed[file] = clean_name(subject).upper(), label
+            continue
+        raise DataError(f"{table}, line {line}, {name}: {wrong}")
+    return listed
+
+
+def _some(names: Sequence[str], how: str) -> str:
+    first = f" (first: {names[0]})" if names else ""
+    return f"{len(names):,} image{'' if len(names) == 1 else 's'} {how}{first}"
 
 
 def cell_label(file: Path) -> str:
     """`folder/file`: a cell's name in problems, wherever the data lies."""
     return f"{file.parent.name}/{file.name}"
+
+
+def verify_cells(
+    cells: Cells, *, cache: Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[Cells, list[str]]:
+    """Read every picture: leave out the unreadable ones, and make one group of subjects that share a picture.
+
+    A picture is shared where decoded pixels are equal, whatever the files' format. What was found is kept in `cache`
+    under the files' content: a second call only reads their bytes.
+
+    Args:
+        cells: as indexed.
+        cache: folder, made where there is none.
+        progress: called with (done, total) while pictures are decoded.
+    Returns:
+        The readable cells, in order, and sentences on what was found; none for an ordinary folder.
+    Raises:
+        DataError: a class without a readable image, or the cache cannot be written.
+    """
+    cells = replace(cells, digests=cells.digests or list(_in_threads(_digest, cells.files)))
+    found_file = Path(cache) / f"{cells.fingerprint[:16]}.json"
+    if not found_file.exists():
+        found = []
+        for entry in _in_threads(_inspect, cells.files):
+            found.append(entry)
+            progress(len(found), len(cells))
+        with _whole_file(found_file, "what was found in the pictures") as file:
+            file.write(json.dumps(found).encode())
+    pixels, sizes, reasons = (np.array(column) for column in zip(*json.loads(found_file.read_text("utf-8")), strict=True))
+    readable = pixels != ""
+    lost = reasons[~readable].tolist()
+    sentences = [f"{len(lost):,} of {len(cells):,} images could not be read and are left out:", *lost] if lost else []
+    cells, pixels, sizes = cells.choose(readable), pixels[readable], Counter(sizes[readable].tolist())
+    for value, label in CLASSES:
+        if not (cells.y_true == value).any():
+            raise DataError(f"No {label} image could be read{f'. First: {lost[0]}' if lost else '.'}")
+    if len(sizes) > 1:
+        usual = ", ".join(f"{size} ({n:,})" for size, n in sizes.most_common(3))
+        sentences.append(
+            f"Images of {len(sizes)} sizes, mostly {usual}. Cells are cropped at native scale: all need one magnification."
+        )
+    copies = _copies(pixels)
+    groups = _join_groups(cells.groups, copies)
+    return replace(cells, groups=groups), sentences + _describe_copies(cells, groups, copies)
+
+
+def _copies(pixels: np.ndarray) -> list[list[int]]:
+    """Positions of every picture that occurs more than once."""
+    rows: dict[str, list[int]] = {}
+    for row, picture in enumerate(pixels.tolist()):
+        rows.setdefault(picture, []).append(row)
+    return [same for same in rows.values() if len(same) > 1]
+
+
+def _join_groups(groups: np.ndarray, copies: list[list[int]]) -> np.ndarray:
+    """Groups of which two hold a copy of one picture become one; the others keep their names."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names, index = np.unique(groups, return_inverse=True)
+    pairs = np.array([(index[same[0]], index[row]) for same in copies for row in same[1:]], "int64").reshape(-1, 2)
+    links = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(names), len(names)))
+    component = connected_components(links, directed=False)[1]
+    return np.array(["+".join(names[component == c]) for c in component])[index]
+
+
+def _describe_copies(cells: Cells, groups: np.ndarray, copies: list[list[int]]) -> list[str]:
+    def such(pictures):
+        return " = ".join(cell_label(cells.files[row]) for row in pictures[0])
+
+    sentences = []
+    for group in sorted(set(groups) - set(cells.groups)):
+        here = [same for same in copies if groups[same[0]] == group and len(set(cells.groups[same])) > 1]
+        subjects = ", ".join(sorted(set(cells.subjects[groups == group])))
+        sentences.append(f"Subjects {subjects} share {len(here):,} picture(s), such as {such(here)}: they are one group.")
+    if both := [same for same in copies if len(set(cells.y_true[same])) > 1]:
+        sentences.append(f"{len(both):,} picture(s) carry both labels, such as {such(both)}: correct or remove one of the two.")
+    if again := [same for same in copies if len(set(cells.subjects[same])) < len(same)]:
+        sentences.append(
+            f"{len(again):,} picture(s) occur again in one subject, such as {such(again)}: each copy counts as a cell."
+        )
+    if mixed := sorted(set(cells.subjects[cells.y_true == 1]) & set(cells.subjects[cells.y_true == 0])):
+        sentences.append(
+            f"Cells of both classes in subject(s) {', '.join(mixed)}: figures by subject take each to be of one class."
+        )
+    return sentences
 
 
 def split_by_subject(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
@@ -131,10 +339,15 @@ def split_by_subject(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    for value, label in ((1, "ALL"), (0, "HEM")):
+    for value, label in CLASSES:
         n = len(set(cells.groups[cells.y_true == value]))
         if n < folds:
-            raise DataError(f"{folds} folds need at least {folds} groups of {label} subjects. Received: {n}")
+            way_out = (
+                f"Use at most {n} folds" if n > 1 else 'Choose protocol = "image_level", which says nothing on unseen persons'
+            )
+            raise DataError(
+                f"{folds} folds need at least {folds} groups of {label} subjects. Received: {n}. {way_out}, or add subjects."
+            )
     fold_of = np.empty(len(cells), "int64")
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(cells.y_true, cells.y_true, cells.groups)):
@@ -144,34 +357,161 @@ def split_by_subject(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
     return fold_of
 
 
+def split_by_image(cells: Cells, *, shares: Sequence[float], seed: int) -> np.ndarray:
+    """Side of every cell, int (n,), drawn within each class: cells of one subject come to lie on both sides.
+
+    Args:
+        shares: of TRAINING, VALIDATION and TEST, each in [0, 1], with sum 1.
+        seed: of the draw.
+    Raises:
+        RecipeError: shares that are none.
+        DataError: a class has too few cells for its shares.
+    """
+    if len(shares) != 3 or min(shares) < 0 or not np.isclose(sum(shares), 1):
+        raise RecipeError(f"shares must be three numbers from 0 on with sum 1. Received: {list(shares)}")
+    sides, rng = np.empty(len(cells), "int64"), np.random.default_rng(seed)
+    for value, label in CLASSES:
+        rows = rng.permutation(np.flatnonzero(cells.y_true == value))
+        ends = np.rint(np.cumsum(shares) * len(rows)).astype(int)
+        for side, part in enumerate(np.split(rows, ends[:-1])):
+            if shares[side] and not len(part):
+                raise DataError(f"{len(rows)} {label} cells are too few for shares of {list(shares)}. Add cells.")
+            sides[part] = side
+    return sides
+
+
+def split_official(cells: Cells) -> np.ndarray:
+    """Side of every cell, int (n,): TRAINING for the training folds, TEST for the preliminary test set.
+
+    The test set stays whole, as in published figures. Training subjects in a group with a test subject are LEFT_OUT.
+
+    Raises:
+        DataError: no preliminary test set, or a side without one of the classes.
+    """
+    if cells.preliminary is None or not cells.preliminary.any():
+        raise DataError(
+            "The official split needs the preliminary test set: C-NMC_test_prelim_phase_data and, beside it, "
+            'C-NMC_test_prelim_phase_data_labels.csv. Add both to the data folder, or choose protocol = "by_subject".'
+        )
+    shared = np.isin(cells.groups, cells.groups[cells.preliminary])
+    sides = np.where(cells.preliminary, TEST, np.where(shared, LEFT_OUT, TRAINING))
+    for side, what in ((TRAINING, "training folds"), (TEST, "preliminary test set")):
+        for value, label in CLASSES:
+            if not ((sides == side) & (cells.y_true == value)).any():
+                raise DataError(f"The {what} hold no {label} cells of subjects of their own. Check the data folder.")
+    return sides
+
+
+def check_sides(cells: Cells, sides: np.ndarray) -> None:
+    """Make sure that no group of subjects lies on two sides of a split (int (n,); LEFT_OUT is none).
+
+    Raises:
+        DataError: names the group.
+    """
+    for group in sorted(set(cells.groups)):
+        lies_on = set(sides[cells.groups == group].tolist()) - {LEFT_OUT}
+        if len(lies_on) > 1:
+            raise DataError(
+                f"Subjects {group.replace('+', ', ')} share pictures but lie on both sides of the split. Keep them together."
+            )
+
+
 def pack_cells(
     cells: Cells, framing: FrameSpec, *, cache: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[np.ndarray, list[str]]:
-    """Frame every cell as serving does, into one memory-mapped array that later runs reuse.
+    """Frame every cell as serving does, into one memory-mapped array that later runs on the same content reuse.
 
     Returns:
         uint8 (n, S, S, 3), read-only, and "folder/file: why" for each file that could not be read (its row is black).
+    Raises:
+        DataError: the cache cannot be written, or the disk is full; nothing half-written stays.
     """
-    key = hashlib.sha256(f"{cells.fingerprint} {framing}".encode()).hexdigest()[:16]
-    array_file, problems_file = cache / f"{key}.npy", cache / f"{key}.txt"
-    if not problems_file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        shape = (len(cells), framing.size, framing.size, 3)
-        unfinished = cache / f"{key}.{os.getpid()}.partial"  # another run may be packing the same cells
-        packed = np.lib.format.open_memmap(unfinished, mode="w+", dtype="uint8", shape=shape)
+    shape = (len(cells), framing.size, framing.size, 3)
+    key = hashlib.sha256(f"{cells.fingerprint} {framing} {_framing_print(framing)}".encode()).hexdigest()[:16]
+    array_file, problems_file = Path(cache) / f"{key}.npy", Path(cache) / f"{key}.txt"
+    if not array_file.exists():
         problems = []
 
-        def pack(i: int) -> None:
-            file = cells.files[i]
+        def frame(file: Path) -> np.ndarray:
             try:
-                packed[i] = frame_cell(decode_image(file.read_bytes(), name=cell_label(file))[0], framing)
+                return frame_cell(_decode(file), framing)
             except InputError as error:
                 problems.append(str(error))
+                return np.zeros(shape[1:], "uint8")
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done, _ in enumerate(pool.map(pack, range(len(cells))), 1):
+        with _whole_file(array_file, f"{len(cells):,} framed cells ({np.prod(shape) / 1e9:.1f} GB)") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for done, framed in enumerate(_in_threads(frame, cells.files), 1):
+                file.write(framed.tobytes())
                 progress(done, len(cells))
-        packed.flush()
-        unfinished.replace(array_file)
-        problems_file.write_text("\n".join(sorted(problems)), "utf-8")  # last: its presence says the array is whole
+            with _whole_file(
+                problems_file, "the list of problems"
+            ) as text:  # before the array, whose presence says all is done
+                text.write("\n".join(sorted(problems)).encode())
     return np.load(array_file, mmap_mode="r"), problems_file.read_text("utf-8").splitlines()
+
+
+def _framing_print(framing: FrameSpec) -> str:
+    """Changes when the framing's code or its libraries give other pixels: what was packed before them is stale."""
+    y, x = np.mgrid[:450, :450]
+    disc = (x - 210) ** 2 + (y - 240) ** 2 < 90**2
+    picture = np.stack([disc * (20 + (x * y * k) % 230) for k in (1, 2, 3)], axis=-1).astype("uint8")
+    return hashlib.sha256(frame_cell(picture, framing).tobytes()).hexdigest()
+
+
+def _decode(file: Path) -> np.ndarray:
+    """uint8 (H, W, 3), or InputError."""
+    try:
+        return decode_image(file.read_bytes(), name=cell_label(file))[0]
+    except OSError as error:
+        raise ImageError(cell_label(file), f"the file cannot be read ({error.strerror}).") from None
+
+
+def _digest(file: Path) -> str:
+    """BLAKE2 of a file's bytes; "" for one that cannot be read."""
+    try:
+        return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    except OSError:
+        return ""
+
+
+def _inspect(file: Path) -> tuple[str, str, str]:
+    """BLAKE2 of the pixels ("" if there are none), size, and why they cannot be read."""
+    try:
+        image = _decode(file)
+    except InputError as error:
+        return "", "", str(error)
+    size = "{1} × {0}".format(*image.shape)
+    return hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).hexdigest(), size, ""
+
+
+def _in_threads(function: Callable, items: Sequence) -> Iterator:
+    """Results in order; decoding and hashing release the interpreter's lock."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for start in range(0, len(items), _CHUNK):
+            yield from pool.map(function, items[start : start + _CHUNK])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path, what: str):
+    """A binary file that appears whole or not at all; DataError where it cannot be written."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another run may be writing the same
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob("*.partial"):  # by a killed run: a living one writes all the time
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > 3600:
+                    left.unlink()
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path.parent} cannot take {what}: {error.strerror}. Free space, or use a folder you may write to."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -9,3 +9,15 @@ class RecipeError(BlastoscopeError):
 
 class DataError(BlastoscopeError):
     """A folder of cells that cannot be trained on, with the way out."""
+
+
+class RunError(BlastoscopeError):
+    """A run folder that is not what was asked for, with the way out."""
+
+
+class Stopped(BlastoscopeError):
+    """A person stopped the run; what was reached is kept."""
+
+
+class OutOfMemory(BlastoscopeError):
+    """The device's memory is too small for a batch; it is tried with smaller ones."""

@@ -1,213 +1,522 @@
-"""Train one recipe, evaluate it on unseen subjects, and write a checkpoint folder."""
+"""Fit one network: cells drawn, augmented on the device, the best epoch kept; a killed fit resumes exactly."""
 
 from __future__ import annotations
 
 import csv
-import shutil
+import json
+import os
+import re
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 import model_zoo
-from model_zoo import Card
-from model_zoo._checkpoint import WEIGHTS, hash_weights
-from model_zoo._onnx import fill_model, write_onnx
+from inference.images import rotate_cells
 from training.augment import augmentation
-from training.data import Cells, cell_label, index_cells, pack_cells, split_by_subject
-from training.errors import DataError
-from training.metrics import auroc, bootstrap_metrics, fit_temperature, youden_threshold
-from training.recipe import Recipe, read_recipe
+from training.data import LEFT_OUT, TEST, TRAINING, VALIDATION, Cells
+from training.devices import divided, spread, whole
+from training.errors import DataError, OutOfMemory, RecipeError, Stopped
+from training.metrics import auroc, cell_metrics
+from training.recipe import Recipe
+
+HISTORY = ("fold", "epoch", "loss", "learning_rate", "validation_auroc", "validation_accuracy", "validation_weighted_f1")
+HISTORY += ("validation_loss", "seconds")
+# of mobilenet_v2_pyramid, what a teacher teaches
+_TAUGHT = re.compile(r".*_block_(6|13)_expand_relu_moments")
 
 
-def train(recipe_file: Path, data: Path, out: Path, *, log: Callable[[str], None] = print) -> Card:
-    """Run a recipe and write `out`: model.onnx, card.json, recipe.toml, history.csv, predictions.csv.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One fit of a run: which rows train it, choose its epoch, and test it; int arrays of positions in `Cells`."""
 
-    The validation fold chooses the epoch, the temperature and the operating point; the test fold is read once,
-    at the end. `out` appears whole or not at all.
+    name: str
+    training: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
 
-    Args:
-        recipe_file: a TOML recipe.
-        data: folder of C-NMC cells, see `index_cells`; `weights` of the recipe is relative to it.
-        out: checkpoint folder to write; its name is the checkpoint's.
+    def sides(self, n: int) -> np.ndarray:
+        """Side of each of `n` cells, as `training.data` numbers them."""
+        sides = np.full(n, LEFT_OUT)
+        for side, rows in ((TRAINING, self.training), (VALIDATION, self.validation), (TEST, self.test)):
+            sides[rows] = side
+        return sides
+
+
+def build_network(recipe: Recipe):
+    """The recipe's network with its initial weights.
+
     Raises:
-        RecipeError, DataError: before anything is written.
+        RecipeError: pictures too small for its poolings. UnknownArchitectureError, WeightsError: as they say.
     """
-    recipe = read_recipe(recipe_file)
-    starts = {name: str(Path(data) / getattr(recipe, name)) for name in ("weights", "teacher") if getattr(recipe, name)}
-    for start in starts.values():
-        if not Path(start).is_file():
-            raise DataError(f"The recipe starts from {start}, which does not exist.")
-    recipe = replace(recipe, **starts)
-    cells = index_cells(data)
-    fold_of = split_by_subject(cells, folds=recipe.folds, seed=recipe.seed)
-    test, validation = fold_of == recipe.test_fold, fold_of == recipe.validation_fold
-    training = ~(test | validation)
-    for part, where in (("training", training), ("validation", validation), ("test", test)):
-        log(f"{part:10} {cells.count(where)}")
-
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    architecture = model_zoo.find_architecture(recipe.architecture)
     try:
-        card = _train_into(partial, out.name, recipe, cells, training, validation, test, log)
-        shutil.copy(recipe_file, partial / "recipe.toml")
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    log(f"wrote {out}: AUROC {card.metrics['auroc']} on {card.data['test']}")
-    return card
-
-
-def _train_into(folder, name, recipe, cells, training, validation, test, log) -> Card:
-    packed, problems = pack_cells(cells, recipe.framing, cache=Path("runs/cache"), progress=_every(500, "packed", log))
-    for problem in problems:
-        log(f"skipped: {problem}")
-    if problems:
-        unread = np.array([any(p.startswith(f"{cell_label(file)}: ") for p in problems) for file in cells.files])
-        training, validation, test = training & ~unread, validation & ~unread, test & ~unread
-
-    keras.utils.set_random_seed(recipe.seed)
-    network = model_zoo.find_architecture(recipe.architecture).build(
-        input_size=recipe.input_size, weights=recipe.weights or None
-    )
-    started = time.time()
-    history = _fit(network, recipe, packed, cells, np.flatnonzero(training), np.flatnonzero(validation), folder, log)
-    hours = (time.time() - started) / 3600
-
-    logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
-    write_onnx(network, folder / WEIGHTS)  # rounds to float16 ...
-    fill_model(network, folder / WEIGHTS)  # ... and measures what was written
-    held = np.flatnonzero(test)
-    temperature, threshold = _calibrate(logit_of, packed, cells, np.flatnonzero(validation), recipe.batch_size)
-    logit = _predict(logit_of, packed, held, recipe.batch_size)
-    p_all = 1 / (1 + np.exp(-logit / temperature))
-    card = _write_card(name, recipe, cells, training, validation, held, p_all, temperature, threshold, history, hours, folder)
-    _write_predictions(folder / "predictions.csv", cells, held, logit, p_all)
-    (folder / "best.weights.h5").unlink()
-    return card
+        return architecture.build(input_size=recipe.input_size, weights=recipe.weights or None)
+    except ValueError as error:  # Keras' own, and long
+        raise RecipeError(
+            f"{architecture.title} cannot be built for pictures of {recipe.input_size} px: its convolutions and poolings leave "
+            f"nothing of them. Raise input_size; its own is {architecture.input_size}."
+        ) from error
 
 
 class Draws(keras.utils.PyDataset):
-    """Batches drawn at random, half ALL and half HEM, subjects weighed as the recipe says."""
+    """Batches of an epoch, uint8 (B, S, S, 3): a function of seed, epoch and index alone, so that a resumed run draws alike."""
 
-    def __init__(self, recipe: Recipe, packed: np.ndarray, cells: Cells, rows: np.ndarray):
-        super().__init__()
-        self.recipe, self.packed, self.y, self.rows = recipe, packed, cells.y_true, rows
-        self.rng = np.random.default_rng(recipe.seed)
+    def __init__(self, recipe: Recipe, packed: np.ndarray, cells: Cells, rows: np.ndarray, batch_size: int | None = None):
+        super().__init__(workers=1, max_queue_size=8)  # with two, batches change places now and then
+        self.recipe, self.packed, self.y, self.epoch = recipe, packed, cells.y_true, 0
+        self.batch_size = batch_size or recipe.batch_size
+        of_class = [rows[cells.y_true[rows] == value] for value in (0, 1)]
+        self.positive_weight = len(of_class[0]) / max(len(of_class[1]), 1) if recipe.class_weight else 1.0
+        if recipe.sampling == "undersampled":
+            fewest = min(map(len, of_class))
+            rng = np.random.default_rng(recipe.seed)
+            rows = np.sort(np.concatenate([rng.choice(of, fewest, replace=False) for of in of_class]))
+        self.rows = rows
         _, index, counts = np.unique(cells.subjects[rows], return_inverse=True, return_counts=True)
         weight = counts[index].astype(float) ** (recipe.subject_power - 1)
         self.chance = np.zeros(len(rows))
         for value in (0, 1):
             of_class = self.y[rows] == value
             self.chance[of_class] = weight[of_class] / weight[of_class].sum() / 2
+        self.draws = recipe.draws_per_epoch or len(rows)
 
     def __len__(self) -> int:
-        return max(1, self.recipe.draws_per_epoch // self.recipe.batch_size)
+        return max(1, self.draws // self.batch_size)
 
     def __getitem__(self, index: int):
-        rows = np.sort(self.rng.choice(self.rows, self.recipe.batch_size, p=self.chance))
+        rows = self._rows(index)
         y_true = self.y[rows, None].astype("float32")
         target = {"logit": y_true, "gap": np.zeros_like(y_true)} if self.recipe.teacher else y_true
-        return self.packed[rows].astype("float32"), target
+        if not self.recipe.class_weight:
+            return self.packed[rows], target
+        weight = np.where(y_true[:, 0] == 1, self.positive_weight, 1).astype("float32")
+        return self.packed[rows], target, {"logit": weight, "gap": np.ones_like(weight)} if self.recipe.teacher else weight
+
+    def _rows(self, index: int) -> np.ndarray:
+        if self.recipe.sampling == "subjects":
+            rng = np.random.default_rng([self.recipe.seed, self.epoch, index])
+            return np.sort(rng.choice(self.rows, self.batch_size, p=self.chance))
+        order = np.random.default_rng([self.recipe.seed, self.epoch]).permutation(self.rows)
+        return np.sort(np.resize(order, self.draws)[index * self.batch_size : (index + 1) * self.batch_size])
 
 
-def _fit(network, recipe, packed, cells, rows, validation_rows, folder, log) -> list[dict]:
-    """Train, and leave in `network` the weights of the epoch with the best AUROC on the validation subjects."""
+def fit(network, recipe: Recipe, packed, cells: Cells, part: Part, folder: Path, report, *, split_batch: int = 1) -> None:
+    """Train `network` and leave in it the weights of the best epoch (of the last one, without validation cells).
+
+    `folder` takes `last.npz`, from which a fit that was killed goes on exactly, and `best.npz`.
+
+    Args:
+        network: made within `training.devices.spread(recipe.devices)`.
+        packed: uint8 (n, S, S, 3), the framed cells.
+        report: a `training.run.Run`: log(), progress(), history(), subjects(), and `stopping()`.
+        split_batch: a batch is taken in this many pieces whose gradients are summed, where memory is short.
+    Raises:
+        DataError: no epoch gave finite scores. Stopped: `report.stopping()` came true. OutOfMemory: of the device.
+    """
+    rows = part.training
     for layer in network.layers:
         if isinstance(layer, keras.layers.Normalization) and layer.name == "standardise":
             _standardise(layer, packed, rows)
-    x = keras.Input(network.inputs[0].shape[1:])
+    logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
+    with spread(recipe.devices):
+        trainer, loss = _trainer(network, logit_of, recipe)
+    draws = Draws(recipe, packed, cells, rows, max(1, recipe.batch_size // split_batch))
+    watch = _Watch(network, logit_of, recipe, packed, cells, part, folder, report, draws)
+    resumed = (folder / "last.npz").exists()
+    try:
+        if recipe.head_epochs and not resumed:
+            _fit_head(network, trainer, recipe, draws, loss, report)
+        if recipe.probe and not resumed:
+            _probe(network, recipe, packed, cells, rows, report)
+        factors = _freeze(network, recipe)
+        with spread(recipe.devices):
+            optimizer = _optimizer(recipe, len(draws), factors, trainer, split_batch)
+            optimizer.build(trainer.trainable_variables)  # else fit() traces the whole step twice
+            trainer.compile(optimizer, loss, jit_compile=False)
+        watch.set_model(trainer)
+        if resumed:
+            watch.restore()
+        if not recipe.epochs:
+            watch.keep_only()
+        elif watch.epoch < recipe.epochs and not watch.enough:
+            epochs = {"initial_epoch": watch.epoch, "epochs": recipe.epochs}
+            with divided(recipe.devices):
+                trainer.fit(draws, **epochs, verbose=0, shuffle=False, callbacks=[watch])
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise OutOfMemory(f"The device has too little memory for batches of {draws.batch_size} cells.") from error
+        raise
+    if not (folder / "best.npz").exists():
+        raise DataError("The training diverged: no epoch gave finite scores. Lower the recipe's learning_rate.")
+    with np.load(folder / "best.npz") as best:
+        network.set_weights([best[f"w{i}"] for i in range(len(network.get_weights()))])
+    round_to_half(network)
+
+
+def _trainer(network, logit_of, recipe: Recipe):
+    """uint8 cells -> augmentation -> logit, and with a teacher the gap to it; and the loss."""
+    x = keras.Input(network.inputs[0].shape[1:], dtype="uint8")
     augmented = x
     for layer in augmentation(recipe):
         augmented = layer(augmented)
-    logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
-    trainer = keras.Model(x, logit_of(augmented))
+    augmented = keras.ops.cast(augmented, "float32")
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
-    if recipe.teacher:
-        trainer = keras.Model(x, {"logit": trainer.output, "gap": _teacher_gap(network, recipe, augmented)})
-        loss = {"logit": loss, "gap": "mean_absolute_error"}  # the gap is a mean square already, its target is 0
-    draws = Draws(recipe, packed, cells, rows)
-    if recipe.head_epochs:
-        backbone = network.layers[: network.layers.index(network.get_layer("embedding"))]
-        for layer in backbone:
-            layer.trainable = False
+    if not recipe.teacher:
+        return keras.Model(x, logit_of(augmented)), loss
+    logit, gap = _taught(network, recipe, augmented)
+    trainer = keras.Model(x, {"logit": logit, "gap": gap})
+    return trainer, {"logit": loss, "gap": "mean_absolute_error"}  # the gap is a mean square already, its target is 0
+
+
+def round_to_half(network) -> None:
+    """Round kernels to the float16 that checkpoints store: what is measured is what is served."""
+    for variable in network.weights:
+        if len(variable.shape) >= 2:
+            variable.assign(keras.ops.cast(keras.ops.cast(variable, "float16"), "float32"))
+
+
+def predict_logit(network, packed, rows, *, batch_size: int, rotations: int = 1) -> np.ndarray:
+    """Logits of the framed cells at `rows`, float64 (n,), averaged over `rotations`."""
+    logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
+    return _predict(logit_of, packed, rows, batch_size, rotations)
+
+
+def _predict(logit_of, packed, rows, batch_size: int, rotations: int = 1) -> np.ndarray:
+    if not len(rows):
+        return np.zeros(0)
+    total = np.zeros(len(rows))
+    for turn in range(rotations):
+        batches = (packed[rows[i : i + batch_size]] for i in range(0, len(rows), batch_size))
+        turned = (rotate_cells(batch, turn) if turn else batch for batch in batches)
+        with whole():
+            logits = [keras.ops.convert_to_numpy(logit_of.predict_on_batch(b.astype("float32")))[:, 0] for b in turned]
+        total += np.concatenate(logits).astype("float64")
+    return total / rotations
+
+
+def _fit_head(network, trainer, recipe: Recipe, draws, loss, report) -> None:
+    backbone = network.layers[: network.layers.index(network.get_layer("embedding"))]
+    for layer in backbone:
+        layer.trainable = False
+    with spread(recipe.devices):
         trainer.compile(keras.optimizers.AdamW(10 * recipe.learning_rate), loss, jit_compile=False)
-        trainer.fit(draws, epochs=recipe.head_epochs, verbose=0, shuffle=False)
-        for layer in backbone:
-            layer.trainable = True
-        log(f"head trained for {recipe.head_epochs} epochs")
-    optimizer = _optimizer(recipe, len(draws))
-    optimizer.build(trainer.trainable_variables)  # else fit() traces the whole step twice
-    trainer.compile(optimizer, loss, jit_compile=False)
-    watch = _KeepBest(network, logit_of, recipe, packed, cells, validation_rows, folder, log)
-    trainer.fit(draws, epochs=recipe.epochs, verbose=0, shuffle=False, callbacks=[watch])
-    if watch.best < 0:
-        raise DataError("The training diverged: no epoch gave finite scores. Lower the recipe's learning_rate.")
-    network.load_weights(folder / "best.weights.h5")
-    return watch.history
+    for draws.epoch in range(recipe.epochs, recipe.epochs + recipe.head_epochs):  # draws that the fit itself does not see
+        with divided(recipe.devices):
+            trainer.fit(draws, verbose=0, shuffle=False, callbacks=[_StopOnly(report)])
+    for layer in backbone:
+        layer.trainable = True
+    report.log(f"head trained for {recipe.head_epochs} epochs")
 
 
-def _teacher_gap(network, recipe: Recipe, cells):
-    """Mean square (N, 1) between the standardised pooled features of a frozen MobileNetV2 and their prediction."""
-    teacher = model_zoo.find_architecture("mobilenet_v2").build(input_size=recipe.input_size, weights=recipe.teacher)
-    features = keras.Model(teacher.inputs, teacher.get_layer("embedding").output)
+def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report) -> None:
+    """Set the last layer to the logistic regression on the training cells' embeddings, each class and subject weighed as drawn.
+
+    Where the embedding joins several kinds of features, to the mean of one regression for each kind.
+
+    An embedding that is a batch norm takes over the embeddings' statistics, so that all features count alike.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    embedding, last = network.get_layer("embedding"), network.get_layer("logit")
+    normalised = isinstance(embedding, keras.layers.BatchNormalization)
+    features_of = keras.Model(network.inputs, embedding.input if normalised else embedding.output)
+    started = time.time()
+    if report.untouched is None:  # every fold starts from the same network: its features of all cells are computed once
+        size = recipe.batch_size
+        batches = (packed[i : i + size].astype("float32") for i in range(0, len(packed), size))
+        report.untouched = np.concatenate([keras.ops.convert_to_numpy(features_of.predict_on_batch(b)) for b in batches])
+    features = report.untouched[rows]
+    if normalised:
+        mean, variance = features.mean(0), features.var(0)
+        embedding.moving_mean.assign(mean)
+        embedding.moving_variance.assign(variance)
+        features = (features - mean) / np.sqrt(variance + embedding.epsilon)
+    chance = Draws(replace(recipe, sampling="subjects"), packed, cells, rows).chance
+    iterations, kernel, bias = [], np.zeros(features.shape[1], "float32"), 0.0
+    for part in (parts := _kinds_of_features(embedding)):
+        columns, y_true = features[:, part], cells.y_true[rows]
+        directions, shrink = _directions_of_persons(columns, y_true, cells.subjects[rows], recipe.probe_persons)
+        columns = columns + (columns @ directions.T * shrink) @ directions
+        model = LogisticRegression(C=recipe.probe, max_iter=100).fit(columns, y_true, sample_weight=chance * len(rows))
+        found = model.coef_[0] + (model.coef_[0] @ directions.T * shrink) @ directions  # for features as they come
+        kernel[part], bias = found / len(parts), bias + model.intercept_[0] / len(parts)
+        iterations.append(int(model.n_iter_[0]))
+    last.set_weights([kernel[:, None], np.array([bias], "float32")])
+    took = f"{iterations} iterations, {time.time() - started:.0f} s"
+    report.log(f"probe: {features.shape[1]} features of {len(rows)} cells, {took}")
+
+
+def _kinds_of_features(embedding) -> list[slice]:
+    """The columns of each tensor that a concatenation before the embedding joins; all of them where there is none.
+
+    A regression for each kind, averaged, errs less than one for all: they err apart.
+    """
+    before = embedding.input._keras_history.operation
+    joined = before.input if isinstance(before, keras.layers.Concatenate) else [embedding.output]
+    ends = np.cumsum([tensor.shape[-1] for tensor in joined])
+    return [slice(end - tensor.shape[-1], end) for end, tensor in zip(ends, joined, strict=True)]
+
+
+def _directions_of_persons(features, y_true, subjects, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where persons of one class differ from each other, and by how much to shrink that before a probe.
+
+    A direction with variance v between persons is scaled by 1 / sqrt(1 + strength * v): what tells persons apart, not
+    classes, then costs more to use. Within-class covariance normalisation, Hatch et al. 2006 (Interspeech), there of
+    speakers.
+
+    Returns:
+        float32 (k, D) orthonormal rows, and float32 (k,) factors minus 1.
+    """
+    if not strength:
+        return np.zeros((0, features.shape[1]), "float32"), np.zeros(0, "float32")
+    names, index, counts = np.unique(subjects, return_inverse=True, return_counts=True)
+    means = np.stack([features[index == i].mean(0) for i in range(len(names))])
+    classes = np.array([y_true[index == i][0] for i in range(len(names))])
+    for value in (0, 1):
+        of = classes == value
+        means[of] -= np.average(means[of], axis=0, weights=counts[of] ** 0.5)
+    means *= np.sqrt(counts / (counts + 10))[:, None]  # a mean of few cells is mostly noise
+    _, singular, directions = np.linalg.svd(means, full_matrices=False)
+    shrink = 1 / np.sqrt(1 + strength * singular**2 / len(names)) - 1
+    return directions.astype("float32"), shrink.astype("float32")
+
+
+def _freeze(network, recipe: Recipe) -> dict[str, float]:
+    """Layer name -> factor of the learning rate, where it is not 1; layers of factor 0 stop training."""
+    factors = {}
+    for layer in network.layers:
+        factor = next((f for pattern, f in recipe.rates.items() if re.fullmatch(pattern, layer.name)), 1)
+        if factor == 0:
+            layer.trainable = False
+        elif factor != 1:
+            factors |= {variable.path: factor for variable in layer.trainable_variables}
+    return factors
+
+
+def _taught(network, recipe: Recipe, cells):
+    """The network's logit (N, 1) of the cells, and the gap (N, 1) to its teacher, in one pass.
+
+    The gap is the mean square between a frozen ImageNet network's standardised features and their prediction, which is
+    linear in the embedding.
+    """
+    teacher = model_zoo.find_architecture("mobilenet_v2_pyramid").build(input_size=recipe.input_size, weights=recipe.teacher)
+    moments = [layer.output for layer in teacher.layers if _TAUGHT.fullmatch(layer.name)]
+    features = keras.Model(teacher.inputs, keras.layers.Concatenate()(moments))
     features.trainable = False
     wanted = keras.layers.BatchNormalization(center=False, scale=False)(features(cells))
-    pooled = keras.Model(network.inputs, network.get_layer("embedding").input)
-    found = keras.layers.Dense(wanted.shape[-1])(pooled(cells))
-    return keras.ops.mean(keras.ops.square(found - wanted), axis=-1, keepdims=True)
+    embedding = network.get_layer("embedding")
+    pooled = embedding.input if len(embedding.input.shape) == 2 else embedding.output
+    logit, pooled = keras.Model(network.inputs, [network.get_layer("logit").output, pooled])(cells)
+    found = keras.layers.Dense(wanted.shape[-1])(pooled)
+    return logit, keras.ops.mean(keras.ops.square(found - wanted), axis=-1, keepdims=True)
 
 
-def _optimizer(recipe: Recipe, steps: int):
-    warmup = int(recipe.warmup_epochs * steps)
-    rate = keras.optimizers.schedules.CosineDecay(
-        recipe.learning_rate / 25,
-        decay_steps=max(1, recipe.epochs * steps - warmup),
-        warmup_target=recipe.learning_rate,
-        warmup_steps=warmup,
-    )
-    average = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, **average)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+def _optimizer(recipe: Recipe, steps: int, factors: dict[str, float], trainer, split_batch: int):
+    rate = _schedule(recipe, steps)
+    common = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
+    if split_batch > 1:
+        common["gradient_accumulation_steps"] = split_batch
+    kind = {
+        "adamw": keras.optimizers.AdamW,
+        "adam": keras.optimizers.Adam,
+        "sgd": keras.optimizers.SGD,
+        "rmsprop": keras.optimizers.RMSprop,
+    }[recipe.optimizer]
+    if recipe.optimizer == "sgd":
+        common["momentum"] = recipe.momentum
+    if recipe.weight_decay or recipe.optimizer == "adamw":
+        common["weight_decay"] = recipe.weight_decay
+    of = [factors.get(variable.path, 1.0) for variable in trainer.trainable_variables]
+
+    class LayerWise(kind):
+        """The same rule, each variable at its own share of the learning rate (paper 002)."""
+
+        def update_step(self, gradient, variable, learning_rate):
+            super().update_step(gradient, variable, learning_rate * of[self._get_variable_index(variable)])
+
+    optimizer = (LayerWise if factors else kind)(rate, **common)
+    if recipe.weight_decay:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
 
-class _KeepBest(keras.callbacks.Callback):
-    """After each epoch: evaluate the weight average on the validation subjects, keep the best, go on from the raw weights."""
+def _schedule(recipe: Recipe, steps: int):
+    schedules = keras.optimizers.schedules
+    if recipe.schedule == "steps":
+        return schedules.ExponentialDecay(recipe.learning_rate, recipe.step_epochs * steps, 0.1, staircase=True)
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    warmup = int(recipe.warmup_epochs * steps)
+    peak = {"warmup_target": recipe.learning_rate, "warmup_steps": warmup} if warmup else {}
+    start = recipe.learning_rate / 25 if warmup else recipe.learning_rate
+    return schedules.CosineDecay(start, decay_steps=max(1, recipe.epochs * steps - warmup), **peak)
 
-    def __init__(self, network, logit_of, recipe, packed, cells, rows, folder, log):
+
+class _StopOnly(keras.callbacks.Callback):
+    def __init__(self, report):
+        super().__init__()
+        self.report = report
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.report.stopping():
+            raise Stopped("Stopped before the first epoch ended.")
+
+
+class _Watch(keras.callbacks.Callback):
+    """Progress after each batch; after each epoch the validation figures, the best weights, and all that a resume needs."""
+
+    def __init__(self, network, logit_of, recipe, packed, cells, part, folder, report, draws):
         super().__init__()
         self.network, self.logit_of, self.recipe, self.packed = network, logit_of, recipe, packed
-        self.cells, self.rows, self.folder, self.log = cells, rows, folder, log
-        self.history, self.best, self.started = [], -1.0, time.time()
+        self.cells, self.part, self.folder, self.report, self.draws = cells, part, folder, report, draws
+        self.epoch, self.best, self.best_epoch, self.seconds, self.bar = 0, None, 0, 0.0, None
+        self.created = time.time()
+
+    @property
+    def enough(self) -> bool:
+        patience = self.recipe.patience
+        return bool(patience and self.epoch - self.best_epoch >= patience and self.epoch)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.draws.epoch, self.began = epoch, time.time()
+        # disable=None: no bar where the output is no terminal
+        self.bar = tqdm(total=len(self.draws), desc=f"{self.part.name} epoch {epoch + 1}/{self.recipe.epochs}", disable=None)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
+        spent = (time.time() - self.began) / (batch + 1)
+        left = (self.recipe.epochs - self.epoch) * len(self.draws) - batch - 1
+        self.report.progress(
+            fold=self.part.name,
+            epoch=self.epoch + 1,
+            epochs=self.recipe.epochs,
+            batch=batch + 1,
+            batches=len(self.draws),
+            seconds_per_batch=round(spent, 4),
+            seconds_left=round(spent * left),
+            loss=round(float((logs or {}).get("loss", float("nan"))), 4),
+            best=None if self.best is None else {self.recipe.watch: round(self.best, 4), "epoch": self.best_epoch},
+        )
+        if self.report.stopping():
+            self.bar.close()
+            raise Stopped(f"Stopped in epoch {self.epoch + 1}; {self.epoch} epochs are complete.")
 
     def on_epoch_end(self, epoch, logs=None):
-        raw = self.network.get_weights()
+        self.bar.close()
+        self.epoch = epoch + 1
+        trainer = self.model  # on JAX, asking for it brings the weights back from the device: before they are read
+        raw = [w.copy() for w in self.network.get_weights()]
+        rate = float(keras.ops.convert_to_numpy(trainer.optimizer.learning_rate))
         if self.recipe.ema:
-            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
-        score = auroc(self.cells.y_true[self.rows], _predict(self.logit_of, self.packed, self.rows, self.recipe.batch_size))
-        if score > self.best:
-            self.best = score
-            self.network.save_weights(self.folder / "best.weights.h5")
+            trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+            # copies: JAX would let network and average share one array, and the next step deletes it
+            self.network.set_weights([w.copy() for w in self.network.get_weights()])
+        figures = self._validate()
+        score = figures[f"validation_{self.recipe.watch}"] if len(self.part.validation) else float(self.epoch)
+        gain = -score if self.recipe.watch == "loss" and len(self.part.validation) else score
+        finite = all(np.isfinite(w).all() for w in self.network.get_weights())
+        if finite and np.isfinite(gain) and (self.best is None or gain > self._gain(self.best)):
+            self.best, self.best_epoch = score, self.epoch
+            save_arrays(self.folder / "best.npz", {f"w{i}": w for i, w in enumerate(self.network.get_weights())})
         self.network.set_weights(raw)
+        self.seconds += time.time() - self.began
         row = {
-            "epoch": epoch + 1,
+            "fold": self.part.name,
+            "epoch": self.epoch,
             "loss": round(float(logs["loss"]), 4),
-            "validation_auroc": round(score, 4),
-            "seconds": round(time.time() - self.started),
+            "learning_rate": f"{rate:.3g}",
         }
-        self.history.append(row)
-        with (self.folder / "history.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, row)
+        row |= {k: round(v, 4) for k, v in figures.items()} | {"seconds": round(self.seconds)}
+        self._save()
+        self.report.history(row)
+        told = f", validation AUROC {figures['validation_auroc']:.3f}" if len(self.part.validation) else ""
+        minutes = f"{self.seconds / 60:.1f} min"
+        self.report.log(f"{self.part.name} epoch {self.epoch} of {self.recipe.epochs}: loss {row['loss']}{told}, {minutes}")
+        if self.enough:
+            self.report.log(
+                f"{self.part.name}: no better {self.recipe.watch} for {self.recipe.patience} epochs, stopping early"
+            )
+            self.model.stop_training = True
+
+    def keep_only(self) -> None:
+        """Without epochs, what the network is now is what is kept."""
+        figures = {k: round(v, 4) for k, v in self._validate().items()}
+        save_arrays(self.folder / "best.npz", {f"w{i}": w for i, w in enumerate(self.network.get_weights())})
+        row = dict.fromkeys(HISTORY, "") | {"fold": self.part.name, "epoch": 0, "seconds": round(time.time() - self.created)}
+        self.report.history(row | figures)
+
+    def _gain(self, score: float) -> float:
+        return -score if self.recipe.watch == "loss" and len(self.part.validation) else score
+
+    def _validate(self) -> dict[str, float]:
+        rows = self.part.validation
+        if not len(rows):
+            return dict.fromkeys(HISTORY[4:8], float("nan"))
+        y_true, logit = self.cells.y_true[rows], _predict(self.logit_of, self.packed, rows, self.recipe.batch_size)
+        if not np.isfinite(logit).all():
+            return dict.fromkeys(HISTORY[4:8], float("nan"))
+        p_all, subjects = 1 / (1 + np.exp(-logit)), self.cells.subjects[rows]
+        self.report.subjects(
+            [
+                {
+                    "fold": self.part.name,
+                    "epoch": self.epoch,
+                    "subject": s,
+                    "y_true": int(y_true[subjects == s][0]),
+                    "n": int((subjects == s).sum()),
+                    "mean_p_all": round(float(p_all[subjects == s].mean()), 4),
+                }
+                for s in sorted(set(subjects))
+            ]
+        )
+        figures = cell_metrics(y_true, p_all, 0.5)
+        return {
+            "validation_auroc": auroc(y_true, logit),
+            "validation_accuracy": figures["accuracy"],
+            "validation_weighted_f1": figures["weighted_f1"],
+            "validation_loss": float(np.mean(np.logaddexp(0, logit) - y_true * logit)),
+        }
+
+    def _save(self) -> None:
+        state = {f"v{i}": np.asarray(keras.ops.convert_to_numpy(v)) for i, v in enumerate(self._variables())}
+        told = {"epoch": self.epoch, "best": self.best, "best_epoch": self.best_epoch, "seconds": self.seconds}
+        save_arrays(self.folder / "last.npz", state | {"told": np.array(json.dumps(told))})
+
+    def restore(self) -> None:
+        with np.load(self.folder / "last.npz") as state:
+            for i, variable in enumerate(self._variables()):
+                variable.assign(state[f"v{i}"])
+            for name, value in json.loads(str(state["told"])).items():
+                setattr(self, name, value)
+        self.report.log(f"{self.part.name}: goes on after epoch {self.epoch}")
+
+    def _variables(self) -> list:
+        """Weights, statistics, the seeds of augmentation and dropout, and the optimizer's own."""
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz that appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        with unfinished.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def append_rows(path: Path, rows: list[dict]) -> None:
+    """Append to a CSV, with a header if it is new."""
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        if not file.tell():
             writer.writeheader()
-            writer.writerows(self.history)
-        self.log(f"epoch {epoch + 1} of {self.recipe.epochs}: {row}")
+        writer.writerows(rows)
 
 
 def _standardise(layer, packed, rows) -> None:
@@ -218,91 +527,7 @@ def _standardise(layer, packed, rows) -> None:
     layer.finalize_state()
 
 
-def _predict(logit_of, packed, rows, batch_size: int) -> np.ndarray:
-    batches = [packed[rows[i : i + batch_size]].astype("float32") for i in range(0, len(rows), batch_size)]
-    return np.concatenate([keras.ops.convert_to_numpy(logit_of.predict_on_batch(b))[:, 0] for b in batches]).astype("float64")
-
-
-def _calibrate(logit_of, packed, cells, rows, batch_size) -> tuple[float, float]:
-    """Temperature and threshold, rounded as the card gives them: figures are measured with what is served."""
-    logit, y_true = _predict(logit_of, packed, rows, batch_size), cells.y_true[rows]
-    temperature = round(fit_temperature(y_true, logit), 4)
-    return temperature, round(youden_threshold(y_true, 1 / (1 + np.exp(-logit / temperature)), cells.subjects[rows]), 4)
-
-
-def _write_card(name, recipe, cells, training, validation, held, p_all, temperature, threshold, history, hours, folder) -> Card:
-    y_true, subjects = cells.y_true[held], cells.subjects[held]
-    metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
-    per_subject = [
-        [s, int(y_true[subjects == s][0]), int((subjects == s).sum()), int((p_all[subjects == s] >= threshold).sum())]
-        for s in sorted(set(subjects))
-    ]
-    best = max(history, key=lambda row: row["validation_auroc"])
-    drawn = recipe.draws_per_epoch * recipe.epochs
-    card = Card(
-        name=name,
-        title=recipe.title,
-        architecture=recipe.architecture,
-        framing=recipe.framing,
-        positive_class="ALL",
-        summary=recipe.summary,
-        data={
-            "source": "C-NMC 2019 (Gupta & Gupta, The Cancer Imaging Archive, doi 10.7937/tcia.2019.dc64i46r, CC BY 3.0)",
-            "fingerprint": cells.fingerprint,
-            "training": cells.count(training),
-            "validation": cells.count(validation),
-            "test": cells.count(held),
-        },
-        split={
-            "protocol": "by subject",
-            "sentence": "Measured on subjects the network never saw; subjects that share a picture stay on one side.",
-            "folds": recipe.folds,
-            "test_fold": recipe.test_fold,
-            "validation_fold": recipe.validation_fold,
-            "seed": recipe.seed,
-        },
-        training={
-            "epochs": recipe.epochs,
-            "best_epoch": best["epoch"],
-            "cells_drawn": drawn,
-            "hours": round(hours, 2),
-            "device": keras.distribution.list_devices()[0],
-            "start": f"ImageNet ({Path(recipe.weights).name})" if recipe.weights else "random weights",
-            "teacher": f"features of an ImageNet network ({Path(recipe.teacher).name})" if recipe.teacher else "",
-            "validation_auroc": best["validation_auroc"],
-        },
-        metrics=metrics,
-        operating_points={
-            "default": {
-                "threshold": threshold,
-                "chosen": "largest sensitivity + specificity on the validation subjects, every subject weighing the same",
-                "sensitivity": metrics["sensitivity"],
-                "specificity": metrics["specificity"],
-            }
-        },
-        temperature=temperature,
-        subjects=per_subject,
-        limits=[
-            "One laboratory's stain and microscope; other laboratories were not tested.",
-            "Only single, segmented cells on black at C-NMC's magnification.",
-            "Told apart: ALL blasts and healthy B-lymphoid precursors. Any other cell type is misread.",
-            "Each subject is all ALL or all HEM, so the share of blasts in a mixed sample could not be validated.",
-        ],
-        weights_sha256=hash_weights(folder / WEIGHTS),
-        licence="CC BY 4.0 (weights); trained on CC BY 3.0 data",
-        versions={p: version(p) for p in ("keras", keras.backend.backend(), "numpy")},
-    )
-    card.write(folder / "card.json")
-    return card
-
-
-def _write_predictions(path: Path, cells: Cells, rows, logit, p_all) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "subject", "y_true", "logit", "p_all"])
-        for row, z, p in zip(rows, logit, p_all, strict=True):
-            writer.writerow([cells.files[row].name, cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.6f}"])
-
-
-def _every(step: int, verb: str, log) -> Callable[[int, int], None]:
-    return lambda done, total: log(f"{verb} {done} of {total}") if done % step == 0 or done == total else None
+def _is_out_of_memory(error: Exception) -> bool:
+    """Each backend has its own error class; all of them say so in words."""
+    said = f"{type(error).__name__} {error}".lower()
+    return any(word in said for word in ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory"))

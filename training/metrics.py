@@ -36,8 +36,11 @@ def expected_calibration_error(y_true, p_all, bins: int = ECE_BINS) -> float:
     return float(np.abs(gaps).sum() / len(y_true))
 
 
-def cell_metrics(y_true, p_all, threshold: float) -> dict[str, float]:
-    """Figures at one operating point; y_true int (n,), p_all float (n,) calibrated. NaN where a class is absent."""
+def cell_metrics(y_true, p_all, threshold) -> dict[str, float]:
+    """Figures at one operating point, or at one for each cell; y_true int (n,), p_all float (n,) calibrated.
+
+    "weighted": the classes' figures averaged by their numbers of cells. NaN where a class is absent.
+    """
     y_true, p_all = np.asarray(y_true), np.asarray(p_all)
     called = p_all >= threshold
     tp, fn = int((called & (y_true == 1)).sum()), int((~called & (y_true == 1)).sum())
@@ -48,36 +51,57 @@ def cell_metrics(y_true, p_all, threshold: float) -> dict[str, float]:
 
     f1_all, f1_hem = ratio(2 * tp, 2 * tp + fp + fn), ratio(2 * tn, 2 * tn + fp + fn)
     n = len(y_true)
+
+    def weighted(of_all, of_hem):
+        return float(np.nansum([of_all * (tp + fn), of_hem * (tn + fp)]) / n)
+
     return {
         "auroc": auroc(y_true, p_all),
         "sensitivity": ratio(tp, tp + fn),
         "specificity": ratio(tn, tn + fp),
         "accuracy": (tp + tn) / n,
         "f1": f1_all,
-        "weighted_f1": np.nansum([f1_all * (tp + fn), f1_hem * (tn + fp)]) / n,
+        "weighted_f1": weighted(f1_all, f1_hem),
+        "weighted_precision": weighted(ratio(tp, tp + fp), ratio(tn, tn + fn)),
+        "weighted_recall": weighted(ratio(tp, tp + fn), ratio(tn, tn + fp)),
         "brier": float(np.mean((p_all - y_true) ** 2)),
         "ece": expected_calibration_error(y_true, p_all),
     }
 
 
-def bootstrap_metrics(y_true, p_all, subjects, threshold: float, *, draws: int = 2000, seed: int = 0) -> dict[str, list[float]]:
-    """`cell_metrics` as [estimate, low, high]: 95% percentile interval over subjects drawn with replacement.
+def bootstrap_metrics(y_true, p_all, subjects, threshold, *, draws: int = 2000, seed: int = 0) -> dict[str, list[float]]:
+    """`cell_metrics` and `subject_accuracy` as [estimate, low, high]: 95% percentile interval over subjects drawn again.
 
-    ALL and HEM subjects are drawn apart, so that every draw holds both classes.
+    ALL and HEM subjects are drawn apart, with replacement, so that every draw holds both classes. `subject_accuracy` is
+    the mean over subjects of the share of their cells called right (paper 002, Fig. 3).
     """
     y_true, p_all, subjects = np.asarray(y_true), np.asarray(p_all), np.asarray(subjects)
-    rows_of = {s: np.flatnonzero(subjects == s) for s in np.unique(subjects)}
-    by_class = [[rows for rows in rows_of.values() if y_true[rows[0]] == value] for value in (1, 0)]
-    rng = np.random.default_rng(seed)
-    samples = []
-    for _ in range(draws):
-        rows = np.concatenate([group[i] for group in by_class for i in rng.integers(0, len(group), len(group))])
-        samples.append(cell_metrics(y_true[rows], p_all[rows], threshold))
-    estimate = cell_metrics(y_true, p_all, threshold)
+    threshold = np.broadcast_to(threshold, p_all.shape)
+    right = (p_all >= threshold) == (y_true == 1)
+
+    def figures(drawn: list[np.ndarray]) -> dict[str, float]:
+        rows = np.concatenate(drawn)
+        by_subject = float(np.mean([right[of].mean() for of in drawn]))
+        return cell_metrics(y_true[rows], p_all[rows], threshold[rows]) | {"subject_accuracy": by_subject}
+
+    by_class = _subjects_by_class(y_true, subjects)
+    samples = [figures(drawn) for drawn in _draw_subjects(by_class, draws, seed)]
     return {
         name: [round(float(v), 4) for v in (value, *np.nanpercentile([s[name] for s in samples], [2.5, 97.5]))]
-        for name, value in estimate.items()
+        for name, value in figures([rows for group in by_class for rows in group]).items()
     }
+
+
+def _subjects_by_class(y_true, subjects) -> list[list[np.ndarray]]:
+    """Rows of each ALL subject, rows of each HEM subject."""
+    rows_of = [np.flatnonzero(subjects == s) for s in np.unique(subjects)]
+    return [group for value in (1, 0) if (group := [rows for rows in rows_of if y_true[rows[0]] == value])]
+
+
+def _draw_subjects(by_class: list[list[np.ndarray]], draws: int, seed: int):
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield [group[i] for group in by_class for i in rng.integers(0, len(group), len(group))]
 
 
 def fit_temperature(y_true, logit) -> float:
@@ -105,3 +129,90 @@ def youden_threshold(y_true, p_all, subjects) -> float:
     best = np.flatnonzero(distinct)[gain[distinct].argmax()]
     below = p_all[order][best + 1] if best + 1 < len(order) else 0.0
     return float(np.clip((p_all[order][best] + below) / 2, 0.01, 0.99))
+
+
+def paired_difference(
+    y_true, p_a, p_b, subjects, *, thresholds=(0.5, 0.5), draws: int = 2000, seed: int = 0
+) -> dict[str, list[float]]:
+    """How much better b is than a on the same cells: [b - a, low, high], 95% by paired bootstrap over subjects.
+
+    Each draw takes subjects with replacement, ALL and HEM subjects apart, and measures both on them. Efron & Tibshirani 1993.
+
+    Args:
+        y_true: int (n,), both classes. p_a, p_b: float (n,). subjects: str (n,).
+        thresholds: operating points of a and b, each a number or float (n,).
+    Returns:
+        `auroc`, `accuracy` and `weighted_f1`.
+    """
+    y_true = np.asarray(y_true)
+    index, times = _times_drawn(y_true, subjects, draws, seed)
+    found = [_of_draws(times, index, y_true, np.asarray(p), t) for p, t in zip((p_a, p_b), thresholds, strict=True)]
+    return {
+        name: [round(float(v), 4) for v in (gap[0], *np.nanpercentile(gap[1:], [2.5, 97.5]))]
+        for name in found[0]
+        for gap in [found[1][name] - found[0][name]]
+    }
+
+
+def _times_drawn(y_true: np.ndarray, subjects, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each cell's subject (n,), and how often every draw took each subject (draws + 1, S); row 0 takes each once."""
+    names, index = np.unique(subjects, return_inverse=True)
+    kind = np.array([y_true[index == i][0] for i in range(len(names))])
+    rng = np.random.default_rng(seed)
+    times = np.ones((draws + 1, len(names)))
+    for value in (0, 1):
+        n = int((kind == value).sum())
+        times[1:, kind == value] = rng.multinomial(n, np.full(n, 1 / n), size=draws) if n else 0
+    return index, times
+
+
+def reliability(y_true, p_all, subjects, *, bins: int = 10, draws: int = 2000, seed: int = 0) -> list[dict[str, float]]:
+    """What a P(ALL) was worth: the share of ALL among cells of about the same P(ALL), in equal-width bins.
+
+    Returns:
+        for each bin that holds cells: `p_all`, their mean; `share` that is ALL, with `low` and `high`, 95% by subject
+        bootstrap as in `bootstrap_metrics`; `n` cells.
+    """
+    y_true, p_all = np.asarray(y_true), np.asarray(p_all, float)
+    index, times = _times_drawn(y_true, subjects, draws, seed)
+    place = np.minimum((p_all * bins).astype(int), bins - 1)
+    cell = index * bins + place
+
+    def of_draws(weights):
+        return times @ np.bincount(cell, weights, minlength=times.shape[1] * bins).reshape(-1, bins)
+
+    n, positive, mass = (of_draws(w) for w in (np.ones(len(y_true)), y_true.astype(float), p_all))
+    with np.errstate(invalid="ignore"):
+        share = positive / n  # NaN in a draw that took no cell of this bin
+    return [
+        {
+            "p_all": float(mass[0, b] / n[0, b]),
+            "share": float(share[0, b]),
+            "low": float(np.nanpercentile(share[:, b], 2.5)),
+            "high": float(np.nanpercentile(share[:, b], 97.5)),
+            "n": int(n[0, b]),
+        }
+        for b in np.flatnonzero(n[0])
+    ]
+
+
+def _of_draws(times, index, y_true, p_all, threshold) -> dict[str, np.ndarray]:
+    """Figures of every draw, from counts by subject: `times` (draws, S); each figure (draws,)."""
+    positive, called, size = y_true == 1, p_all >= threshold, times.shape[1]
+    wins = np.zeros((size, size))  # over ALL cells of one subject and HEM cells of another: which scores higher
+    for other in range(size):
+        scores = np.sort(p_all[(index == other) & ~positive])
+        rank = (np.searchsorted(scores, p_all[positive], "left") + np.searchsorted(scores, p_all[positive], "right")) / 2
+        wins[:, other] = np.bincount(index[positive], rank, minlength=size)
+    tp, fn, fp, tn = (
+        times @ np.bincount(index[of], minlength=size)
+        for of in (positive & called, positive & ~called, ~positive & called, ~positive & ~called)
+    )
+    n = tp + fn + fp + tn
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1_all, f1_hem = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
+        return {
+            "auroc": ((times @ wins) * times).sum(axis=1) / ((tp + fn) * (fp + tn)),
+            "accuracy": (tp + tn) / n,
+            "weighted_f1": (f1_all * (tp + fn) + f1_hem * (fp + tn)) / n,
+        }

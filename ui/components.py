@@ -11,8 +11,10 @@ from PIL import Image
 
 from inference.__main__ import COLUMNS, csv_row
 from inference.cells import CellResult
+from inference.engine import Engine
 from inference.patients import PatientSummary, summarize_patient
 from model_zoo import Card
+from training.results import TESTED_ON, cost
 from ui import figures, resources, state
 
 INTENDED_USE = "Research and education — not a medical device."
@@ -38,6 +40,28 @@ def choose_checkpoint(label: str = "Network") -> Card:
     if name != case.checkpoint:
         case.switch(name, first=state.selected())
     return resources.card(name)
+
+
+def choose_rotations(card: Card) -> None:
+    """Check box: average each cell over 8 rotations; a change has the case scored again."""
+    case = state.case()
+    before = (case.rotations or card.rotations) == 8
+    averaged = st.checkbox(
+        "Average over 8 rotations: slower, steadier",
+        value=before,
+        help="The network reads every cell eight times, turned by 45° each time, and the mean of its logits counts "
+        "(paper 002). Takes eight times as long.",
+    )
+    if averaged != before:
+        case.switch(case.checkpoint, first=state.selected(), rotations=8 if averaged else 1)
+    rotations_remark()
+
+
+def rotations_remark() -> None:
+    """A line where P(ALL) was not read in the way the card's figures were measured."""
+    case = state.case()
+    if case.rotations and (remark := case.engine().remark):
+        st.caption(f"{remark}.")
 
 
 def how_it_reads() -> None:
@@ -72,7 +96,7 @@ def pick_cell() -> CellResult:
     """The open cell, with a way to the next; stops the page when there is none."""
     case = state.case()
     if case.waiting:
-        case.advance(resources.engine(case.checkpoint))
+        case.advance()
     cell = state.selected()
     if cell is None:
         no_cell_yet()
@@ -155,7 +179,7 @@ def arrange(cells: list[CellResult], card: Card, *, everything: list[CellResult]
     left, middle, right = st.columns([2, 3, 1], vertical_alignment="bottom")
     order = left.selectbox("Sort", _ORDERS, key="order")
     choice = middle.segmented_control("Show", _CHOICES, default="All cells", required=True, key="choice")
-    right.download_button("CSV", to_csv(everything, card), "blastoscope.csv", "text/csv", width="stretch")
+    right.download_button("CSV", to_csv(everything, state.case().engine()), "blastoscope.csv", "text/csv", width="stretch")
     return sorted(filter(_CHOICES[choice], cells), key=lambda cell: _ORDERS[order](cell, card))
 
 
@@ -168,13 +192,14 @@ def cell_table(results: list[CellResult]) -> None:
     )
 
 
-def to_csv(results: list[CellResult], card: Card) -> bytes:
+def to_csv(results: list[CellResult], engine: Engine) -> bytes:
     """The columns of `python -m inference`, and what made the numbers."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([*COLUMNS, "checkpoint", "weights_sha256", "operating_point"])
+    writer.writerow([*COLUMNS, "checkpoint", "weights_sha256", "operating_point", "rotations"])
+    made = (engine.card.name, engine.card.weights_sha256[:16], engine.card.threshold, engine.rotations)
     for result in results:
-        writer.writerow([*csv_row(result), card.name, card.weights_sha256[:16], card.threshold])
+        writer.writerow([*csv_row(result, engine.remark), *made])
     return text.getvalue().encode("utf-8-sig")
 
 
@@ -221,14 +246,15 @@ def layer_table(layers: list) -> None:
 
 
 def model_sentence(card: Card) -> str:
-    """What it is, what it was measured on, and the one figure."""
-    test = card.data["test"]
+    """What it is, what it was measured on, the one figure, and what it cost."""
+    cells = {value: [n for _, y_true, n, _ in card.subjects if y_true == value] for value in (0, 1)}
+    seen = card.split["protocol"] == "image-level"
+    spent = cost(card)
     return (
-        f"{card.summary} AUROC **{figure_with_interval(card.metrics['auroc'])}** on {test['all_cells']} ALL cells of "
-        f"{test['all_subjects']} subjects and {test['hem_cells']} HEM cells of {test['hem_subjects']} subjects; "
-        f"trained on {card.data['training']['all_subjects']} and {card.data['training']['hem_subjects']}, "
-        f"from {card.training['start']}, {card.training['cells_drawn']:,} cells drawn in {card.training['hours']:.1f} h on "
-        f"{card.training['device'].split(':')[0].upper()}."
+        f"{card.summary} AUROC **{figure_with_interval(card.metrics['auroc'])}** on {sum(cells[1]):,} ALL cells of "
+        f"{len(cells[1])} subjects and {sum(cells[0]):,} HEM cells of {len(cells[0])} subjects, "
+        f"{'other cells of whom trained it' if seen else 'each measured with a network that never saw the subject'}. "
+        f"Training: {spent['work']}, {spent['time']} on {spent['device']}, from {card.training['start']}."
     )
 
 
@@ -239,40 +265,52 @@ _METRICS = {
     "accuracy": "Accuracy",
     "weighted_f1": "Weighted F1",
     "f1": "F1 (ALL)",
+    "subject_accuracy": "Right, mean of subjects",
     "brier": "Brier score",
     "ece": "Calibration error (ECE)",
 }
 
 
 def metric_table(card: Card) -> None:
-    """Figures with their 95% intervals."""
+    """Figures with their 95% intervals, as far as the card has them; the counts behind them."""
     st.dataframe(
         [
-            {"on unseen subjects": label, "95% interval": figure_with_interval(card.metrics[name])}
+            {f"on {TESTED_ON[card.split['protocol']]}": label, "95% interval": figure_with_interval(card.metrics[name])}
             for name, label in _METRICS.items()
+            if name in card.metrics
         ],
         hide_index=True,
     )
-    st.caption(f"At the operating point {card.threshold:.2f}. Intervals: subjects drawn with replacement.")
+    n, called = ([sum(row[k] for row in card.subjects if row[1] == value) for value in (0, 1)] for k in (2, 3))
+    each = len(card.split.get("test_folds", ())) > 1
+    st.caption(
+        f"Called ALL: {called[1]:,} of {n[1]:,} ALL cells and {called[0]:,} of {n[0]:,} HEM cells, at "
+        f"{'the operating point of each fold' if each else f'the operating point {card.threshold:.2f}'}. "
+        "Intervals: subjects drawn with replacement."
+    )
 
 
 def card_details(card: Card) -> None:
     """Everything else on the card, as text."""
     point, training = card.operating_points["default"], card.training
+    validated = training.get("validation_auroc")
     facts = {
         "Data": card.data["source"],
         "Subjects and cells": "; ".join(
             f"{part}: {n['all_cells']} ALL of {n['all_subjects']}, {n['hem_cells']} HEM of {n['hem_subjects']}"
             for part, n in card.data.items()
-            if isinstance(n, dict)
+            if isinstance(n, dict) and n["all_cells"] + n["hem_cells"]
         ),
         "Framing": f"{card.framing.crop} px window at native scale, resized to {card.framing.size} × {card.framing.size}",
-        "Operating point": f"{card.threshold} ({point['chosen']})",
+        "Operating point": f"{card.threshold} ({point['chosen']})" if "chosen" in point else card.threshold,
         "Temperature": card.temperature,
-        "Training": f"epoch {training['best_epoch']} of {training['epochs']} kept, by AUROC on the validation subjects "
-        f"({training['validation_auroc']})",
-        "Weights": f"SHA-256 {card.weights_sha256}",
+        "Rotations": card.rotations,
+        "Members": ", ".join(card.members),
+        "Training": f"epoch {training['best_epoch']} of {training['epochs']} kept"
+        + (f"; AUROC on the validation cells {validated}" if validated else ""),
+        "Teacher": training.get("teacher", ""),
+        "Weights": f"SHA-256 {card.weights_sha256}" if card.weights_sha256 else "not bundled",
         "Licence": card.licence,
         "Versions": ", ".join(f"{k} {v}" for k, v in card.versions.items()),
     }
-    st.dataframe([{"fact": k, "value": str(v)} for k, v in facts.items()], hide_index=True)
+    st.dataframe([{"fact": k, "value": str(v)} for k, v in facts.items() if v != ""], hide_index=True)

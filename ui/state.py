@@ -18,7 +18,7 @@ from PIL import Image
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from inference.cells import CellResult, score_files
-from inference.engine import Engine
+from inference.engine import WORKERS, Engine
 from inference.images import crop_cell, frame_cell, patient_of
 from inference.sources import Source, open_files
 from ui import resources
@@ -49,6 +49,7 @@ class Case:
     """
 
     checkpoint: str
+    rotations: int | None = None  # None: as many as the card was measured with
     synthetic: bool = False
     results: list[CellResult] = field(default_factory=list)
     queue: deque[Source] = field(default_factory=deque)
@@ -101,26 +102,30 @@ class Case:
             self.synthetic = True
             self.queue.extend(open_files((name, lambda d=data: d) for name, data in cells))
 
-    def switch(self, checkpoint: str, first: CellResult | None) -> None:
-        """Have every kept cell scored again by another checkpoint, the open one first."""
+    def engine(self) -> Engine:
+        """What scores these cells."""
+        return resources.engine(self.checkpoint, self.rotations)
+
+    def switch(self, checkpoint: str, first: CellResult | None, rotations: int | None = None) -> None:
+        """Have every kept cell scored again, by another checkpoint or over other rotations, the open one first."""
         with self.lock:
-            self.checkpoint = checkpoint
+            self.checkpoint, self.rotations = checkpoint, rotations
             self.rescoring.extend(sorted(self.scored, key=lambda r: r is not first))
             self.results = self.refused
 
-    def advance(self, engine: Engine) -> None:
+    def advance(self) -> None:
         """Score what waits for about a second, on every core."""
+        self.engine()  # loads it where that is still to be done: not within the second
         end = time.monotonic() + _TURN_SECONDS
         with self.lock:
-            if engine.card.name != self.checkpoint:  # a run from before a switch
-                return
+            engine = self.engine()  # again: a click may have switched it while this run waited
             while self.rescoring and time.monotonic() < end:
-                part = [self.rescoring.popleft() for _ in range(min(32, len(self.rescoring)))]
+                part = [self.rescoring.popleft() for _ in range(min(max(WORKERS, 32 // engine.rotations), len(self.rescoring)))]
                 framed = np.stack([frame_cell(r.kept.window(), engine.card.framing) for r in part])
                 for result, p_all in zip(part, engine.predict(framed)[0].tolist(), strict=True):
                     self.results.append(replace(result, p_all=p_all, call=engine.call(p_all)))
             while self.queue and time.monotonic() < end:
-                part = [self.queue.popleft() for _ in range(min(16, len(self.queue)))]
+                part = [self.queue.popleft() for _ in range(min(max(WORKERS, 16 // engine.rotations), len(self.queue)))]
                 self.results.extend(score_files(part, engine, keep=self._keep))
 
     def close(self) -> None:
@@ -157,17 +162,20 @@ def _reader(upload):
 
 
 def case() -> Case:
-    """This session's case; an empty one at first."""
+    """This session's case; an empty one at first. Where its network was taken back, the default reads it again."""
     if "case" not in st.session_state:
         st.session_state["case"] = Case(checkpoint=resources.cards()[0].name)
-    return st.session_state["case"]
+    found = st.session_state["case"]
+    if found.checkpoint not in [card.name for card in resources.cards()]:
+        found.switch(resources.cards()[0].name, first=None)
+    return found
 
 
 def new_case() -> None:
     """Forget every cell, and the uploads with them."""
     old = case()
     old.close()
-    st.session_state["case"] = Case(checkpoint=old.checkpoint)
+    st.session_state["case"] = Case(checkpoint=old.checkpoint, rotations=old.rotations)
     st.session_state["uploads"] = upload_generation() + 1
     st.session_state.pop("selected", None)
 
@@ -199,3 +207,48 @@ def step_layer(names: list[str], step: int) -> None:
     """Go to the next (1) or previous (-1) layer; stay at the ends."""
     place = names.index(st.session_state["layer"]) + step
     st.session_state["layer"] = names[min(max(place, 0), len(names) - 1)]
+
+
+def follow_default() -> None:
+    """After a change of the default: everyone's menus are read anew, and this session's case goes with it."""
+    resources.cards.clear()
+    found, default = case(), resources.cards()[0].name
+    if found.checkpoint != default:
+        found.switch(default, first=selected())
+
+
+def remember(what: str, of, value) -> None:
+    """Keep `value`, which was found for `of`, until it is found for another."""
+    st.session_state[what] = (of, value)
+
+
+def remembered(what: str, of):
+    """What was kept for `of`, else None."""
+    kept_for, value = st.session_state.get(what, (None, None))
+    return value if kept_for == of else None
+
+
+def watch(run: str) -> None:
+    """Let the Train page show this run."""
+    st.session_state["watched"] = run
+
+
+def keep_watched(names: list[str]) -> None:
+    """Let the choice survive a change of page; of a deleted run it goes to the newest."""
+    chosen = st.session_state.get("watched")
+    st.session_state["watched"] = chosen if chosen in names else names[0]
+
+
+def keep_compared(names: list[str]) -> None:
+    """Drop runs that can no longer be compared."""
+    st.session_state["compared"] = [name for name in st.session_state.get("compared", []) if name in names]
+
+
+def leave_remark(text: str) -> None:
+    """Say on the next drawing of the screen why a button could not do its work."""
+    st.session_state["remark"] = text
+
+
+def take_remark() -> str:
+    """The remark left, once; "" when there is none."""
+    return st.session_state.pop("remark", "")

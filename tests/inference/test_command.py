@@ -39,6 +39,23 @@ def test_scores_every_cell_as_the_engine_does(folder, tmp_path, tiny_checkpoint,
         assert row["call"] == ("ALL" if p_all >= tiny_engine.card.threshold else "HEM") and row["note"] == ""
 
 
+def test_rotations_are_averaged_and_the_note_says_that_the_card_was_measured_otherwise(
+    folder, tmp_path, tiny_checkpoint, tiny_engine
+):
+    (folder / "P1" / "notes.txt").write_text("Monday")
+    assert run(tiny_checkpoint, folder, "-o", tmp_path / "out.csv", "--rotations", 8) == 1
+    for row in rows(tmp_path / "out.csv"):
+        if row["call"] == "refused":
+            assert "rotations" not in row["note"]
+            continue
+        image, _ = decode_image((folder.parent / row["file"]).read_bytes(), name=row["file"])
+        p_all = tiny_engine.over(8).predict(frame_cell(image, tiny_engine.card.framing)[None])[0][0]
+        assert float(row["p_all"]) == pytest.approx(float(p_all), abs=1e-6)
+        assert row["note"] == tiny_engine.over(8).remark != ""
+    with pytest.raises(SystemExit):
+        run(tiny_checkpoint, folder, "-o", tmp_path / "out.csv", "--rotations", 3)
+
+
 def test_refused_files_are_rows_and_exit_status_1(folder, tmp_path, tiny_checkpoint):
     (folder / "P1" / "notes.txt").write_text("Monday")
     assert run(tiny_checkpoint, folder, "-o", tmp_path / "out.csv") == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inference.engine import Engine
-from inference.images import frame_cell
+from inference.images import frame_cell, rotate_cells
 from model_zoo import load_checkpoint
 
 
@@ -50,6 +50,43 @@ def test_calibration_is_the_sigmoid_of_the_scaled_logit(temperature, tiny_checkp
     p_all = engine.calibrate(logit)
     assert p_all.dtype == np.float32 and p_all[2] == 0.5 and (np.diff(p_all) > 0).all()
     assert p_all[3] == pytest.approx(1 / (1 + np.exp(-2 / temperature)))
+
+
+def test_rotations_average_the_logit_before_it_is_calibrated(tiny_engine, cells):
+    p_all, embedding = tiny_engine.over(8).predict(cells)
+    views = [tiny_engine.predict(rotate_cells(cells, turns)) for turns in range(8)]
+    logit = np.mean([np.log(p / (1 - p)) for p in np.float64([p for p, _ in views])], axis=0)
+    np.testing.assert_allclose(p_all, 1 / (1 + np.exp(-logit)), atol=1e-5)
+    np.testing.assert_allclose(embedding, np.mean([e for _, e in views], axis=0), atol=1e-5)
+    assert p_all.dtype == embedding.dtype == np.float32
+    assert tiny_engine.over(8).predict(cells[:0])[1].shape == (0, 1280)
+
+
+def test_averaged_answer_does_not_depend_on_how_the_cell_lies(tiny_engine, cells):
+    def spread(engine):
+        return np.ptp([engine.predict(rotate_cells(cells, turns))[0] for turns in (0, 2, 4, 6)], axis=0)
+
+    # not exact: a few pixels of the 45-degree views round the other way
+    assert spread(tiny_engine.over(8)).max() < 0.02 and spread(tiny_engine).min() > 0.1
+
+
+def test_engine_averages_as_its_card_was_measured_unless_told(tiny_checkpoint, tiny_engine, make_card, cells):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    measured = type(checkpoint)(path=checkpoint.path, card=make_card(rotations=8))
+    assert (Engine(checkpoint).rotations, Engine(measured).rotations, Engine(measured, rotations=1).rotations) == (1, 8, 1)
+    assert tiny_engine.remark == tiny_engine.over(1).remark == Engine(measured).remark == ""
+    assert "averaged over 8 rotations; the figures on the network's card were measured without" in tiny_engine.over(8).remark
+    assert "without rotations; the figures on the network's card were measured averaged" in Engine(measured, rotations=1).remark
+    upright = tiny_engine.over(8).over(1).predict(cells)[0]
+    assert upright.tolist() == tiny_engine.predict(cells)[0].tolist() != tiny_engine.over(8).predict(cells)[0].tolist()
+
+
+@pytest.mark.parametrize("rotations", [0, 3, -8])
+def test_other_numbers_of_rotations_are_told(rotations, tiny_checkpoint, tiny_engine):
+    with pytest.raises(ValueError, match=f"Received: {rotations}"):
+        tiny_engine.over(rotations)
+    with pytest.raises(ValueError, match=f"Received: {rotations}"):
+        Engine(load_checkpoint(tiny_checkpoint), rotations=rotations)
 
 
 @pytest.mark.parametrize(

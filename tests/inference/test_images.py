@@ -11,7 +11,7 @@ from PIL import Image
 
 from inference.errors import ImageError, InputError
 from inference.gate import cell_box, inspect_cell
-from inference.images import clean_name, crop_cell, decode_image, frame_cell, patient_of, subject_of
+from inference.images import clean_name, crop_cell, decode_image, frame_cell, patient_of, rotate_cells, subject_of
 from model_zoo import FrameSpec
 
 LOSSLESS = ("BMP", "PNG", "WEBP", "TIFF")
@@ -258,6 +258,37 @@ def test_crop_takes_the_largest_object(draw_cell):
     image = draw_cell(canvas=(450, 450), centre=(150, 150), axes=(120, 120))
     image[400:420, 400:420] = 90
     assert cell_box(crop_cell(image, 200)) == (40, 160, 40, 160)
+
+
+@pytest.fixture(scope="module")
+def framed(draw_cell):
+    return np.stack([frame_cell(draw_cell(i, axes=(200, 100 + 40 * i)), FrameSpec(crop=300, size=96)) for i in range(3)])
+
+
+@pytest.mark.parametrize("turns", range(-8, 9, 2))
+def test_quarter_turns_move_pixels_and_change_none(turns, framed):
+    turned = rotate_cells(framed, turns)
+    assert all((cell == np.rot90(upright, turns // 2)).all() for cell, upright in zip(turned, framed, strict=True))
+    assert turned.flags.c_contiguous and turned.dtype == np.uint8
+
+
+@pytest.mark.parametrize("turns", range(1, 8, 2))
+def test_odd_turns_are_bilinear_turns_by_45_degrees(turns, framed):
+    from scipy import ndimage
+
+    turned = rotate_cells(framed, turns)
+    expected = ndimage.rotate(framed.astype(float), 45 * turns, axes=(1, 2), reshape=False, order=1)
+    assert turned.dtype == np.uint8 and np.abs(turned - expected).max() <= 2
+    assert np.abs(turned - framed.astype(float)).max() > 100
+    assert (turned == rotate_cells(framed, turns + 8)).all()
+
+
+def test_turned_frames_are_black_where_nothing_was():
+    turned = rotate_cells(np.full((1, 97, 97, 3), 255, "uint8"), 1)[0]
+    corners = [turned[y, x].tolist() for y in (0, -1) for x in (0, -1)]
+    assert corners == [[0, 0, 0]] * 4 and (turned[30:67, 30:67] == 255).all()
+    assert not rotate_cells(np.zeros((2, 96, 96, 3), "uint8"), 3).any()
+    assert rotate_cells(np.zeros((0, 96, 96, 3), "uint8"), 1).shape == (0, 96, 96, 3)
 
 
 @given(st.text(max_size=400))

@@ -1,6 +1,5 @@
 """What is promised of every bundled checkpoint, on real cells."""
 
-import csv
 import functools
 
 import numpy as np
@@ -8,10 +7,13 @@ import pytest
 
 from inference.engine import Engine
 from inference.images import decode_image, frame_cell
-from model_zoo import find_checkpoint, list_checkpoints
-from training.data import index_cells, split_by_subject
-from training.metrics import bootstrap_metrics, cell_metrics
+from model_zoo import default_checkpoint, find_checkpoint, list_checkpoints
+from model_zoo._checkpoint import weights_files
+from training.compare import read_predictions
+from training.data import index_cells
+from training.metrics import bootstrap_metrics
 from training.recipe import read_recipe
+from training.run import divide
 
 every = pytest.mark.parametrize("name", sorted(card.name for card in list_checkpoints()))
 
@@ -22,31 +24,28 @@ def loaded(name):
 
 
 def predictions(name):
-    with (find_checkpoint(name).path / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = {"y_true": int, "logit": float, "p_all": float}
-    return {key: np.array([columns.get(key, str)(row[key]) for row in rows]) for key in rows[0]}
+    table = read_predictions(find_checkpoint(name).path)
+    return table | {"threshold": table["threshold"].astype(float)}
 
 
 def framed(files, spec):
     return np.stack([frame_cell(decode_image(file.read_bytes(), name=file.name)[0], spec) for file in files])
 
 
-def test_the_two_networks_of_the_first_screen_are_bundled():
-    assert {"efficientnet_b3", "mobilenet_v2"} <= {card.name for card in list_checkpoints()}
+def test_the_promised_networks_are_bundled_and_the_surest_opens_first():
+    cards = list_checkpoints()
+    assert {"allnet", "efficientnet_b3", "mobilenet_v2", "mobilenet_v2_pyramid"} <= {card.name for card in cards}
+    assert default_checkpoint() == max(cards, key=lambda card: card.metrics["auroc"][1]).name
 
 
 @every
 def test_folder_is_whole_and_under_its_name(name):
     checkpoint = find_checkpoint(name)
     assert checkpoint.path.name == name == checkpoint.card.name
-    assert {f.name for f in checkpoint.path.iterdir()} == {
-        "model.onnx",
-        "card.json",
-        "recipe.toml",
-        "history.csv",
-        "predictions.csv",
-    }
+    weights = {file.name for file in weights_files(checkpoint.weights)}
+    beside = {"card.json", "recipe.toml", "history.csv", "predictions.csv"}
+    assert {f.name for f in checkpoint.path.iterdir()} == beside | weights
+    assert all(file.stat().st_size < 95e6 for file in checkpoint.path.iterdir())  # what a Git host takes
     recipe = read_recipe(checkpoint.path / "recipe.toml")
     assert (recipe.architecture, recipe.framing) == (checkpoint.card.architecture, checkpoint.card.framing)
     assert checkpoint.card.summary and checkpoint.card.limits and checkpoint.card.licence
@@ -67,9 +66,16 @@ def test_runtime_and_keras_give_one_probability(name, real_cells):
 
 @every
 def test_predictions_are_the_temperature_scaled_logits(name):
-    table = predictions(name)
-    expected = 1 / (1 + np.exp(-table["logit"] / loaded(name).card.temperature))
-    np.testing.assert_allclose(table["p_all"], expected, atol=1e-4)
+    """Each fold has a temperature of its own; the only fold of a network has the card's."""
+    table, card = predictions(name), loaded(name).card
+    for fold in set(table["fold"]):
+        mine = (table["fold"] == fold) & (np.abs(table["logit"]) > 0.5)
+        p_all, logit = table["p_all"][mine], table["logit"][mine]
+        sure = (p_all > 1e-3) & (p_all < 1 - 1e-3)  # rounded to six digits
+        temperatures = logit[sure] / np.log(p_all[sure] / (1 - p_all[sure]))
+        np.testing.assert_allclose(temperatures, np.median(temperatures), rtol=2e-2)
+        if card.training["networks"] == 1:
+            assert np.median(temperatures) == pytest.approx(card.temperature, rel=1e-3)
 
 
 @every
@@ -77,21 +83,21 @@ def test_predictions_give_the_cards_figures(name):
     card, table = loaded(name).card, predictions(name)
     y_true, p_all, subjects = table["y_true"], table["p_all"], table["subject"]
     one_cell = 1.5 / min((y_true == 1).sum(), (y_true == 0).sum())  # at a threshold rounded to 4 digits, one may change sides
-    found = bootstrap_metrics(y_true, p_all, subjects, card.threshold)
+    found = bootstrap_metrics(y_true, p_all, subjects, table["threshold"])
     assert found.keys() == card.metrics.keys()
     for figure, values in card.metrics.items():
         np.testing.assert_allclose(found[figure], values, atol=max(one_cell, 2e-3), err_msg=figure)
         assert values[1] <= values[0] <= values[2], figure
     assert {s: n for s, _, n, _ in card.subjects} == dict(zip(*np.unique(subjects, return_counts=True), strict=True))
-    assert sum(called for *_, called in card.subjects) == pytest.approx((p_all >= card.threshold).sum(), abs=1)
+    assert sum(called for *_, called in card.subjects) == pytest.approx((p_all >= table["threshold"]).sum(), abs=1)
     test = card.data["test"]
     assert (test["all_cells"], test["hem_cells"]) == ((y_true == 1).sum(), (y_true == 0).sum())
     point = card.operating_points["default"]
     assert (point["sensitivity"], point["specificity"]) == (card.metrics["sensitivity"], card.metrics["specificity"])
-    assert cell_metrics(y_true, p_all, card.threshold)["auroc"] > 0.6  # it learnt something that holds for unseen subjects
+    assert card.metrics["auroc"][1] > 0.5  # it learnt something that holds for unseen subjects
 
 
-@every
+@pytest.mark.parametrize("name", [card.name for card in list_checkpoints() if card.training["networks"] == 1])
 def test_engine_reproduces_the_held_out_predictions(name, data_root):
     engine, table = loaded(name), predictions(name)
     where = {file.name: file for file in (data_root / "cnmc").rglob("UID_*")}
@@ -104,8 +110,10 @@ def test_engine_reproduces_the_held_out_predictions(name, data_root):
 def test_held_out_cells_are_those_of_the_recipes_split(name, data_root):
     card, table = loaded(name).card, predictions(name)
     recipe, cells = read_recipe(find_checkpoint(name).path / "recipe.toml"), index_cells(data_root)
-    fold_of = split_by_subject(cells, folds=recipe.folds, seed=recipe.seed)
-    held = fold_of == recipe.test_fold
-    assert set(table["file"]) == {file.name for file, taken in zip(cells.files, held, strict=True) if taken}
-    assert not set(cells.groups[held]) & set(cells.groups[~held])
+    held_of = {part.name: {cells.files[row].name for row in part.test} for part in divide(cells, recipe)}
+    assert {fold: set(table["file"][table["fold"] == fold]) for fold in set(table["fold"])} == held_of
     assert card.data["fingerprint"] == cells.fingerprint
+    if card.training["networks"] == 1:
+        assert not set(card.data["training_subjects"]) & set(table["subject"])
+    else:
+        assert "then trained on all of them" in card.split["sentence"]

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 import model_zoo
-from model_zoo import CheckpointError, default_checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
+from model_zoo import Card, CheckpointError, default_checkpoint, find_checkpoint, list_cards, list_checkpoints, load_checkpoint
 
 
 @pytest.fixture
@@ -32,6 +32,24 @@ def test_missing_weights_are_told(folder):
     with pytest.raises(CheckpointError, match=r"no model\.onnx"):
         load_checkpoint(folder)
     assert list_checkpoints(folder.parent) == []
+    assert [card.name for card in list_cards(folder.parent)] == ["tiny"]
+
+
+def test_cards_are_listed_with_and_without_weights(folder, make_card):
+    for name, auroc in ((".next.partial", 0.99), ("measured", 0.95)):
+        (folder.parent / name).mkdir()
+        make_card(name=name, metrics={"auroc": [auroc, 0.4, 1.0]}, weights_sha256="").write(folder.parent / name / "card.json")
+    assert [card.name for card in list_cards(folder.parent)] == ["measured", "tiny"]
+    assert [card.name for card in list_checkpoints(folder.parent)] == ["tiny"]
+
+
+def test_cards_of_before_still_load(folder):
+    file = folder / "card.json"
+    fields = json.loads(file.read_text())
+    assert (fields.pop("rotations"), fields.pop("members"), fields.pop("paper")) == (1, [], "")
+    file.write_text(json.dumps(fields))
+    card = Card.read(file)
+    assert (card.rotations, card.members, card.paper) == (1, [], "")
 
 
 @pytest.mark.parametrize(
@@ -72,10 +90,11 @@ def test_best_comes_first_and_unfinished_ones_not_at_all(folder, make_card):
     unfinished.mkdir()
     shutil.copy(folder / "model.onnx", unfinished)  # a training writes the weights before the card
     assert [card.name for card in list_checkpoints(folder.parent)] == ["better", "tiny", "worse"]
-    assert default_checkpoint(folder.parent) == "better"
-    shutil.copytree(folder, folder.parent / "efficientnet_b3")
-    make_card(name="efficientnet_b3").write(folder.parent / "efficientnet_b3" / "card.json")
-    assert default_checkpoint(folder.parent) == "efficientnet_b3"
+    assert default_checkpoint(folder.parent) == "tiny"  # the surest: its interval begins at .8
+    shutil.copytree(folder, folder.parent / "sure")
+    metrics = make_card().metrics | {"auroc": [0.88, 0.85, 0.91]}  # lower than the other's, on more persons
+    make_card(name="sure", metrics=metrics).write(folder.parent / "sure" / "card.json")
+    assert default_checkpoint(folder.parent) == "sure"
 
 
 def test_no_checkpoint_at_all_says_how_to_train_one(tmp_path):

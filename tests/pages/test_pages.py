@@ -94,6 +94,45 @@ def test_another_network_scores_the_same_cells_again(app, cells):
     assert again[before.index].to_list() == before.to_list()  # from the kept windows: to the last bit
 
 
+def test_averaging_over_rotations_scores_again_and_says_that_the_card_was_measured_otherwise(app, cells):
+    upload(app, cells[:4])
+    before = app.dataframe[-1].value.set_index("file")["P(ALL)"]
+    box = next(c for c in app.checkbox if c.label.startswith("Average over 8 rotations"))
+    assert not box.value and "rotations" not in words(app)
+    box.check().run()
+    assert not app.exception
+    assert "averaged over 8 rotations; the figures on the network's card were measured without" in words(app)
+    after = app.dataframe[-1].value.set_index("file")["P(ALL)"]
+    assert set(after.index) == set(before.index) and (after != before[after.index]).all()
+    app.switch_page("pages/explain.py").run()
+    assert not app.exception and "averaged over 8 rotations" in words(app)
+    app.switch_page("pages/case.py").run()
+    box = next(c for c in app.checkbox if c.label.startswith("Average over 8 rotations"))
+    assert box.value
+    box.uncheck().run()
+    again = app.dataframe[-1].value.set_index("file")["P(ALL)"]
+    assert again[before.index].to_list() == before.to_list() and "rotations" not in words(app)
+
+
+def test_csv_says_over_how_many_rotations(tiny_engine):
+    import csv
+
+    from inference.cells import CellResult
+    from ui.components import to_csv
+
+    cells = [
+        CellResult(file="a.png", patient="P", p_all=0.7, call="ALL", note="odd"),
+        CellResult(file="b.png", patient="P", p_all=None, call="refused", note="no cell"),
+    ]
+    for engine, notes in (
+        (tiny_engine, ["odd", "no cell"]),
+        (tiny_engine.over(8), [f"odd; {tiny_engine.over(8).remark}", "no cell"]),
+    ):
+        rows = list(csv.DictReader(io.StringIO(to_csv(cells, engine).decode("utf-8-sig"))))
+        assert [row["note"] for row in rows] == notes
+        assert {row["rotations"] for row in rows} == {str(engine.rotations)} and rows[0]["checkpoint"] == "tiny"
+
+
 def test_explain_shows_a_map_and_its_resolution(app, cells):
     upload(app, cells[:3])
     app.switch_page("pages/explain.py").run()
@@ -117,18 +156,6 @@ def test_layers_walks_and_tells_shares(app, cells):
     table = app.dataframe[-1].value
     assert {"layer", "type", "output", "parameters", "from"} == set(table.columns)
     assert "logit" in set(table["layer"])
-
-
-def test_models_shows_every_checkpoint_with_split_and_interval(app):
-    import model_zoo
-
-    app.switch_page("pages/models.py").run()
-    assert not app.exception
-    shown = words(app)
-    for card in model_zoo.list_checkpoints():
-        assert card.title in shown
-        assert f"{card.metrics['auroc'][0]:.2f} ({card.metrics['auroc'][1]:.2f}–{card.metrics['auroc'][2]:.2f})" in shown
-    assert shown.count("Split by subject") == len(model_zoo.list_checkpoints())
 
 
 def test_demo_patients_are_scored_and_labelled_synthetic(app):

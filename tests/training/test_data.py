@@ -1,14 +1,33 @@
+import os
+import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from inference.images import decode_image, frame_cell
 from model_zoo import FrameSpec
-from training.data import SHARED_PICTURES, Cells, index_cells, pack_cells, split_by_subject
-from training.errors import DataError
+from training.data import (
+    LEFT_OUT,
+    SHARED_PICTURES,
+    TEST,
+    TRAINING,
+    VALIDATION,
+    Cells,
+    check_sides,
+    index_cells,
+    pack_cells,
+    split_by_image,
+    split_by_subject,
+    split_official,
+    verify_cells,
+)
+from training.errors import DataError, RecipeError
 
 SPEC = FrameSpec(crop=200, size=64)
 
@@ -105,7 +124,7 @@ def test_what_cannot_be_trained_on_is_told(tmp_path, picture):
     with pytest.raises(DataError, match="only ALL cells"):
         index_cells(tmp_path)
     lay(tmp_path, picture, "hem/cell 7.png")
-    with pytest.raises(DataError, match=r"no subject.*cell 7\.png"):
+    with pytest.raises(DataError, match=r"no subject.*cell 7\.png.*subjects\.csv"):
         index_cells(tmp_path)
 
 
@@ -211,3 +230,322 @@ def test_spoilt_table_does_not_hide_the_cells(tmp_path, picture):
     root = lay(tmp_path, picture, "all/UID_1_1_1_all.png", "hem/UID_H1_1_1_hem.png")
     (root / "broken_labels.csv").write_bytes(b"\xff\xfePatient_ID\x00,new\n")
     assert len(index_cells(root)) == 2
+
+
+OFFICIAL = "Patient_ID,new_names,labels\nUID_57_29_1_all.bmp,1.bmp,1\nUID_H49_1_1_hem.bmp,2.bmp,0\n"
+PRELIMINARY = "C-NMC_test_prelim_phase_data"
+
+
+def lay_official(root, picture, *more, table=OFFICIAL):
+    """Training folds of two subjects, the preliminary folder with cells 1 and 2, its table beside it."""
+    names = ["fold_0/all/UID_1_1_1_all.bmp", "fold_0/hem/UID_H1_1_1_hem.bmp", *(f"{PRELIMINARY}/{n}.bmp" for n in (1, 2))]
+    lay(root, picture, *names, *more)
+    (root / f"{PRELIMINARY}_labels.csv").write_text(table)
+    return root
+
+
+@pytest.mark.parametrize(
+    "table, more, message",
+    [
+        (OFFICIAL + "UID_57_29_2_all.bmp,3.bmp,1\n", [], r"1 image missing \(first: 3\), 0 images not in the table"),
+        (OFFICIAL, [f"{PRELIMINARY}/9.bmp"], r"0 images missing, 1 image not in the table \(first: 9\.bmp\)"),
+        (OFFICIAL.replace("1.bmp,1", "1.bmp,0"), [], r"UID_57_29_1_all.bmp' and labels '0' do not fit"),
+        (OFFICIAL.replace("UID_57_29_1_all.bmp", "patient57"), [], r"'patient57' and labels '1' do not fit"),
+    ],
+)
+def test_labels_that_do_not_match_the_preliminary_images(tmp_path, picture, table, more, message):
+    with pytest.raises(DataError, match=rf"{PRELIMINARY}_labels\.csv.*{message}"):
+        index_cells(lay_official(tmp_path, picture, *more, table=table))
+
+
+def test_labels_without_their_images_are_passed_over(tmp_path, picture):
+    root = lay_official(tmp_path, picture)
+    for file in (root / PRELIMINARY).iterdir():
+        file.unlink()
+    cells = index_cells(root)
+    assert len(cells) == 2 and cells.preliminary is None
+    with pytest.raises(DataError, match=rf"official split needs the preliminary test set: {PRELIMINARY}.*_labels\.csv"):
+        split_official(cells)
+
+
+def test_official_split(tmp_path, picture):
+    """Converted preliminary cells keep their numbers; what shares a picture with a test subject does not train."""
+    root = lay_official(tmp_path, picture, "fold_1/all/UID_2_1_1_all.png", "fold_1/hem/UID_H2_1_1_hem.png")
+    (root / PRELIMINARY / "1.bmp").unlink()
+    cells = index_cells(lay(root, picture, f"{PRELIMINARY}/1.png"))
+    assert cells.subjects.tolist() == ["57", "H49", "1", "H1", "2", "H2"]
+    assert split_official(cells).tolist() == [TEST, TEST] + [TRAINING] * 4
+    groups = np.array(["2+57", "H49", "1", "H1", "2+57", "H2+H4+H5+H6"])
+    shared = Cells(**{f: getattr(cells, f) for f in ("files", "y_true", "subjects", "preliminary")}, groups=groups)
+    sides = split_official(shared)
+    assert sides.tolist() == [TEST, TEST, TRAINING, TRAINING, LEFT_OUT, TRAINING]
+    check_sides(shared, sides)
+    with pytest.raises(DataError, match="Subjects 2, 57 share pictures but lie on both sides"):
+        check_sides(shared, split_official(cells))
+    with pytest.raises(DataError, match="training folds hold no HEM cells"):
+        split_official(cells.choose(cells.subjects != "H1").choose(np.array([0, 1, 2, 3])))
+
+
+def test_subjects_from_a_table(tmp_path, picture):
+    root = lay(tmp_path, picture, "all/a.png", "hem/a.png", "hem/b.png", "hem/UID_H3_1_1_hem.png", "new/c.png", "new/d.png")
+    (root / "subjects.csv").write_text(
+        "file,subject,label\nall/a.png,Anna\u202e,\nhem\\a.png,20,hem\nb.png,21,0\nnew/c.png, zoe ,ALL\n", "utf-8"
+    )
+    cells = index_cells(root)
+    assert [(f.parent.name + "/" + n, y, s) for f, (n, y, s) in zip(cells.files, rows(cells), strict=True)] == [
+        ("all/a.png", 1, "ANNA"),
+        ("hem/UID_H3_1_1_hem.png", 0, "H3"),
+        ("hem/a.png", 0, "20"),
+        ("hem/b.png", 0, "21"),
+        ("new/c.png", 1, "ZOE"),
+    ]
+    # C-NMC's pictures are shared by its own 20 and 21, not by a laboratory's
+    assert cells.groups.tolist() == ["ANNA", "H10+H3", "20", "21", "ZOE"]
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ("", "needs the columns file,subject.*no rows"),
+        ("image,person\na.png,1\n", "needs the columns file,subject.*Received: image, person"),
+        ("file,subject\na.png,1\nno.png,2\n../x.png,2\n", r"2 images not found \(first: no\.png\)"),
+        ("file,subject\na.png,1\nsame.png,2\n", r"1 image not found \(first: same\.png\)"),
+        ("file,subject\na.png\n", "line 2, a.png: the subject is empty"),
+        ("file,subject\na.png,1\na.png,2\n", "line 3, a.png: the image is named a second time"),
+        ("file,subject,label\na.png,1,hem\n", "line 2, a.png: the label 'hem' contradicts the folder"),
+        ("file,subject,label\nx.png,1,maybe\n", "line 2, x.png: the label must be all or hem. Received: 'maybe'"),
+        ("file,subject\nx.png,1\n", "line 2, x.png: the label must be all or hem"),
+        ("file,subject\nall/same.png,1\na.png,1\n", r"1 labelled images carry no subject.*hem/same\.png"),
+        ("file,subject\n" + "x" * 200_000 + ",1\n", "needs the columns file,subject"),
+    ],
+)
+def test_table_of_subjects_that_does_not_match(tmp_path, picture, table, message):
+    root = lay(tmp_path, picture, "all/a.png", "all/same.png", "hem/same.png", "x.png")
+    (root / "subjects.csv").write_text(table)
+    with pytest.raises(DataError, match=message):
+        index_cells(root)
+
+
+@pytest.fixture(scope="module")
+def pictures(draw_cell, encode):
+    """Several different pictures as PNG."""
+    return [encode(draw_cell(seed, canvas=(40, 40), axes=(30, 20)), "PNG") for seed in range(6)]
+
+
+def lay_pictures(root, pictures, chosen):
+    """Write picture number `chosen[name]` under each name."""
+    for name, number in chosen.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(pictures[number])
+    return root
+
+
+def test_ordinary_cells_verify_without_a_word(tmp_path, pictures):
+    names = ["UID_20_1_1_all.png", "UID_21_1_1_all.png", "UID_H1_1_1_hem.png"]
+    cells, steps = index_cells(lay_pictures(tmp_path / "data", pictures, {name: i for i, name in enumerate(names)})), []
+    for _ in range(2):
+        checked, sentences = verify_cells(cells, cache=tmp_path / "cache", progress=lambda *step: steps.append(step))
+        assert sentences == [] and checked.files == cells.files and checked.groups.tolist() == ["20+21", "20+21", "H1"]
+        assert checked.fingerprint == cells.fingerprint
+    assert steps == [(1, 3), (2, 3), (3, 3)]  # the second time nothing is decoded
+
+
+def test_shared_pictures_join_groups_and_are_told(tmp_path, pictures, encode):
+    root = lay_pictures(
+        tmp_path / "data",
+        pictures,
+        {
+            **{"UID_1_1_1_all.png": 0, "UID_2_1_1_all.png": 0, "UID_20_1_1_all.png": 0, "UID_20_1_2_all.png": 5},
+            **{"UID_H1_1_1_hem.png": 1, "UID_H1_1_2_hem.png": 1, "UID_H7_1_1_hem.png": 2, "UID_8_1_1_all.png": 2},
+            **{"UID_9_1_1_all.png": 3, "UID_9_1_1_hem.png": 4},
+        },
+    )
+    pixels = decode_image(pictures[5], name="x")[0]
+    (root / "UID_21_1_1_all.bmp").write_bytes(encode(pixels, "BMP"))  # known already, and in another format
+    cells, sentences = verify_cells(index_cells(root), cache=tmp_path / "cache")
+    group_of = dict(zip(cells.subjects.tolist(), cells.groups.tolist(), strict=True))
+    assert group_of == {
+        **dict.fromkeys(["1", "2", "20", "21"], "1+2+20+21"), **dict.fromkeys(["8", "H7"], "8+H7"), "9": "9", "H1": "H1",
+    }  # fmt: skip
+    told = "\n".join(sentences)
+    assert "Subjects 1, 2, 20, 21 share 1 picture(s), such as data/UID_1_1_1_all.png = " in told
+    assert "1 picture(s) carry both labels, such as data/UID_8_1_1_all.png = data/UID_H7_1_1_hem.png" in told
+    assert "1 picture(s) occur again in one subject, such as data/UID_H1_1_1_hem.png" in told
+    assert "both classes in subject(s) 9:" in told
+    assert len(sentences) == 5 and "Subjects 8, H7 share 1" in told
+
+
+def test_unreadable_images_are_listed_counted_and_left_out(tmp_path, pictures):
+    chosen = {"UID_1_1_1_all.png": 0, "UID_2_1_1_all.png": 1, "UID_H1_1_1_hem.png": 2, "UID_H2_1_1_hem.png": 3}
+    root = lay_pictures(tmp_path / "data", pictures, chosen)
+    (root / "UID_2_1_1_all.png").write_bytes(pictures[1][:200])
+    (root / "UID_H2_1_1_hem.png").write_bytes(b"")
+    cells = index_cells(root)
+    for _ in range(2):
+        checked, (count, *listed) = verify_cells(cells, cache=tmp_path / "cache")
+        assert count == "2 of 4 images could not be read and are left out:"
+        assert [line.partition(": ")[0] for line in listed] == ["data/UID_2_1_1_all.png", "data/UID_H2_1_1_hem.png"]
+        assert checked.subjects.tolist() == ["1", "H1"] and checked.fingerprint != cells.fingerprint
+    (root / "UID_H1_1_1_hem.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"No HEM image could be read\. First: data/UID_2_1_1_all\.png: "):
+        verify_cells(index_cells(root), cache=tmp_path / "cache")
+
+
+def test_images_of_several_sizes_are_told(tmp_path, pictures, picture):
+    root = lay_pictures(tmp_path / "data", pictures, {"UID_1_1_1_all.png": 0, "UID_H1_1_1_hem.png": 1})
+    lay(root, picture, "UID_H2_1_1_hem.png")
+    (sentence,) = verify_cells(index_cells(root), cache=tmp_path / "cache")[1]
+    assert "Images of 2 sizes, mostly 40 × 40 (2), 120 × 120 (1)." in sentence
+
+
+structures = st.lists(  # (subject's number, healthy, picture's number) of each cell
+    st.tuples(st.integers(1, 9), st.booleans(), st.integers(0, 90)), min_size=16, max_size=40
+)
+
+
+@given(structures, st.integers(2, 3), st.integers(0, 9))
+@settings(max_examples=50, deadline=None)
+def test_no_group_and_no_picture_ever_lies_on_two_sides(structure, folds, seed):
+    """Random subjects that share random pictures, some of them in the preliminary set; from files to sides."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, table = Path(folder, "data"), ["Patient_ID,new_names"]
+        (root / PRELIMINARY).mkdir(parents=True)
+        picture_of = {}
+        for i, (number, healthy, picture) in enumerate(structure):
+            subject, label = (f"H{number}", "hem") if healthy else (f"{number}", "all")
+            file = root / f"UID_{subject}_1_{i}_{label}.bmp"
+            if number > 7:
+                table.append(f"{file.name},{i}.bmp")
+                file = root / PRELIMINARY / f"{i}.bmp"
+            Image.fromarray(np.full((2, 2, 3), 2 * picture + 20, "uint8")).save(file)
+            picture_of[file] = picture
+        (root / f"{PRELIMINARY}_labels.csv").write_text("\n".join(table))
+        try:
+            cells, _ = verify_cells(index_cells(root), cache=Path(folder, "cache"))
+        except DataError as error:
+            assert "Training needs both classes" in str(error)
+            return
+    shown = np.array([picture_of[file] for file in cells.files])
+    check_groups_are_the_connected_subjects(cells, shown)
+    for split in (lambda: split_by_subject(cells, folds=folds, seed=seed), lambda: split_official(cells)):
+        try:
+            sides = split()
+        except DataError as error:
+            assert any(word in str(error) for word in ("at least", "one class only", "hold no", "official split needs"))
+            continue
+        check_sides(cells, sides)
+        for of_one in (cells.subjects, cells.groups, shown):
+            assert all(len(set(sides[of_one == one]) - {LEFT_OUT}) == 1 for one in set(of_one[sides != LEFT_OUT]))
+
+
+def check_groups_are_the_connected_subjects(cells, shown):
+    """By walking from each subject to all it shares a picture with."""
+    subjects = set(cells.subjects.tolist())
+    neighbours = {s: set(cells.subjects[np.isin(shown, shown[cells.subjects == s])].tolist()) for s in subjects}
+    for known in SHARED_PICTURES:
+        for subject in known & subjects:
+            neighbours[subject] |= known & subjects
+    for subject in subjects:
+        reached, ahead = set(), {subject}
+        while ahead:
+            reached |= ahead
+            ahead = set().union(*(neighbours[s] for s in ahead)) - reached
+        (group,) = set(cells.groups[cells.subjects == subject])
+        assert set(cells.subjects[cells.groups == group].tolist()) == reached
+
+
+@given(
+    sizes,
+    sizes,
+    st.sampled_from([(0.6, 0.2, 0.2), (0.8, 0.2, 0.0), (0.9, 0.05, 0.05), (1 / 3, 1 / 3, 1 / 3)]),
+    st.integers(0, 9),
+)
+@settings(max_examples=30, deadline=None)
+def test_split_by_image_keeps_shares_within_each_class(counts_all, counts_hem, shares, seed):
+    cells = made_up(counts_all, counts_hem)
+    try:
+        sides = split_by_image(cells, shares=shares, seed=seed)
+    except DataError:
+        assert min(sum(counts_all), sum(counts_hem)) * 0.05 < 1
+        return
+    for value in (0, 1):
+        of_class = sides[cells.y_true == value]
+        for side, share in zip((TRAINING, VALIDATION, TEST), shares, strict=True):
+            assert abs((of_class == side).sum() - share * len(of_class)) <= 1
+    assert (sides == split_by_image(cells, shares=shares, seed=seed)).all()
+    assert len(cells) < 40 or (sides != split_by_image(cells, shares=shares, seed=seed + 1)).any()
+
+
+def test_shares_that_are_none():
+    for shares in ([0.5, 0.5], [0.9, 0.2, -0.1], [0.5, 0.2, 0.2]):
+        with pytest.raises(RecipeError, match="sum 1"):
+            split_by_image(made_up([3], [3]), shares=shares, seed=0)
+
+
+def test_one_subject_of_a_class_is_told():
+    with pytest.raises(DataError, match=r"Received: 1\. Choose protocol = \"image_level\".*or add subjects"):
+        split_by_subject(made_up([3] * 9, [30]), folds=5, seed=0)
+
+
+def test_chosen_cells_keep_all_that_is_known_of_them(tmp_path, picture):
+    cells, _ = verify_cells(index_cells(lay_official(tmp_path, picture)), cache=tmp_path / "cache")
+    chosen = cells.choose(cells.y_true == 0)
+    assert chosen.subjects.tolist() == ["H49", "H1"] and chosen.preliminary.tolist() == [True, False]
+    assert chosen.files == [cells.files[1], cells.files[3]] and chosen.digests == [cells.digests[1], cells.digests[3]]
+    assert cells.choose(np.array([3, 1])).subjects.tolist() == ["H1", "H49"]
+    assert cells.fingerprint != chosen.fingerprint == replace(chosen, digests=None).fingerprint
+
+
+def test_changed_pixels_are_packed_anew_whatever_name_size_and_time_say(tmp_path, picture):
+    root = lay(tmp_path / "data", picture, "all/UID_1_1_1_all.bmp", "hem/UID_H1_1_1_hem.bmp")
+    first, _ = pack_cells(index_cells(root), SPEC, cache=tmp_path / "cache")
+    file = root / "all" / "UID_1_1_1_all.bmp"
+    before, content = file.stat(), bytearray(file.read_bytes())
+    centre = 54 + 3 * (60 * 120 + 60)
+    content[centre : centre + 3] = bytes(255 - b for b in content[centre : centre + 3])
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    second, _ = pack_cells(index_cells(root), SPEC, cache=tmp_path / "cache")
+    assert (first[0] != second[0]).any() and (first[1] == second[1]).all()
+
+
+def test_moved_folder_is_the_same_data(tmp_path, picture):
+    root = lay(tmp_path / "data", picture, "all/UID_1_1_1_all.png", "hem/UID_H1_1_1_hem.png")
+    before = index_cells(root).fingerprint
+    assert index_cells(root.rename(tmp_path / "elsewhere")).fingerprint == before
+
+
+def test_full_disk_leaves_nothing_half_written(tmp_path, picture):
+    """A limit on the size of files stands for the disk: writing fails in the midst of the array."""
+    import resource
+
+    cells = index_cells(
+        lay(tmp_path / "data", picture, *(f"{c}/UID_{i}_1_1_{c}.png" for i in range(9) for c in ("all", "hem")))
+    )
+    spec, limits = FrameSpec(crop=300, size=300), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"cache cannot take 18 framed cells \(0\.0 GB\): .*\. Free space"):
+            pack_cells(cells, spec, cache=tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert pack_cells(cells, spec, cache=tmp_path / "cache")[0].shape == (18, 300, 300, 3)
+
+
+@pytest.mark.parametrize("prepare", [verify_cells, lambda cells, cache: pack_cells(cells, SPEC, cache=cache)])
+def test_cache_that_cannot_be_written_is_told(tmp_path, picture, prepare):
+    cells = index_cells(lay(tmp_path / "data", picture, "all/UID_1_1_1_all.png", "hem/UID_H1_1_1_hem.png"))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"file/cache cannot take .*: Not a directory\. .* folder you may write to"):
+        prepare(cells, cache=tmp_path / "file" / "cache")
+
+
+def test_what_a_killed_run_left_is_cleared_and_what_a_living_one_writes_is_not(tmp_path, picture):
+    cells = index_cells(lay(tmp_path / "data", picture, "all/UID_1_1_1_all.png", "hem/UID_H1_1_1_hem.png"))
+    dead, living = (tmp_path / name for name in ("a.npy.1.partial", "b.npy.2.partial"))
+    dead.touch(), living.touch()
+    os.utime(dead, (time.time() - 7200,) * 2)
+    pack_cells(cells, SPEC, cache=tmp_path)
+    assert not dead.exists() and living.exists()

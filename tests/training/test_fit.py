@@ -1,169 +1,287 @@
-"""Whole runs of `python -m training` on a few drawn cells: a checkpoint folder comes out, or nothing."""
+"""One fit: what is drawn, what is trained how fast, what is kept, and that a killed one goes on exactly."""
 
-import contextlib
 import csv
+import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
 import pytest
 
-from inference.cells import score_files
-from inference.engine import Engine
-from inference.sources import open_paths
-from model_zoo import find_architecture, find_checkpoint, load_checkpoint
-from training.__main__ import main
-from training.data import Cells, index_cells, split_by_subject
-from training.errors import DataError
-from training.fit import Draws, _standardise, train
-from training.metrics import bootstrap_metrics
+from model_zoo import find_architecture, load_checkpoint
+from training.data import Cells, index_cells, pack_cells
+from training.errors import OutOfMemory, Stopped
+from training.fit import Draws, Part, _freeze, _optimizer, _standardise, fit, predict_logit
 from training.recipe import Recipe, read_recipe
+from training.run import train
 
-RECIPE = """
-architecture = "mobilenet_v2"
-title = "Tiny"
-summary = "A run for tests."
-crop = 200
-input_size = 96
-epochs = 1
-draws_per_epoch = 16
-batch_size = 8
-learning_rate = 1e-3
-ema = 0.9
-shift = 0.05
-stain = 0.2
-gamma = 0.3
-seed = 1
-"""
 PLAIN = {"title": "", "summary": "", "crop": 1, "input_size": 1, "epochs": 1, "learning_rate": 1.0, "architecture": "allnet"}
+quiet = lambda line: None  # noqa: E731
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, draw_cell, encode):
-    """Ten ALL subjects with large cells, ten HEM subjects with small ones, two cells each, and one damaged file."""
-    root = tmp_path_factory.mktemp("cells")
-    for label in ("all", "hem"):
-        (root / label).mkdir()
-        for subject in range(20, 30):
-            for cell in (1, 2):
-                side = (150 if label == "all" else 100) + subject + cell
-                name = f"UID_{'H' if label == 'hem' else ''}{subject}_1_{cell}_{label}.png"
-                image = draw_cell(subject * cell, canvas=(250, 250), axes=(side, side))
-                (root / label / name).write_bytes(encode(image, "PNG", compress_level=1))
-    (root / "all" / "UID_99_1_1_all.png").write_bytes(b"damaged")
-    return root
-
-
-@pytest.fixture(scope="module")
-def run(data, tmp_path_factory, repository):
-    """(folder of the run, lines it printed): `python -m training`, in its own process as a user starts it."""
-    here = tmp_path_factory.mktemp("run")
-    (here / "tiny.toml").write_text(RECIPE)
-    (here / "shelf" / "tiny").mkdir(parents=True)
-    (here / "shelf" / "tiny" / "old.txt").write_text("of an earlier run")
-    command = [sys.executable, "-m", "training", "tiny.toml", "--data", str(data), "--out", "shelf/tiny"]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return here, done.stdout
-
-
-def table(folder, name):
-    with (folder / name).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def test_run_leaves_one_whole_folder(run):
-    here, printed = run
-    folder = here / "shelf" / "tiny"
-    assert [f.name for f in (here / "shelf").iterdir()] == ["tiny"]
-    assert {f.name for f in folder.iterdir()} == {"model.onnx", "card.json", "recipe.toml", "history.csv", "predictions.csv"}
-    assert read_recipe(folder / "recipe.toml") == read_recipe(here / "tiny.toml")
-    assert [set(row) for row in table(folder, "history.csv")] == [{"epoch", "loss", "validation_auroc", "seconds"}]
-    assert "skipped: all/UID_99_1_1_all.png" in printed and "epoch 1 of 1" in printed and "wrote shelf/tiny" in printed
-    assert find_checkpoint("tiny", here / "shelf").card.title == "Tiny"
-
-
-def test_card_tells_the_split_and_what_was_measured(run, data):
-    folder = run[0] / "shelf" / "tiny"
-    card, predictions = load_checkpoint(folder).card, table(folder, "predictions.csv")
-    cells = index_cells(data)
-    fold_of = split_by_subject(cells, folds=5, seed=1)
-    held = {f.name for f, fold in zip(cells.files, fold_of, strict=True) if fold == 2} - {"UID_99_1_1_all.png"}
-    assert {row["file"] for row in predictions} == held and len(held) == len(predictions)
-    parts = [card.data[part] for part in ("training", "validation", "test")]
-    assert sum(part["all_cells"] for part in parts) == 20 and sum(part["hem_subjects"] for part in parts) == 10  # damaged: out
-    y_true, logit, rounded = (np.array([float(row[c]) for row in predictions]) for c in ("y_true", "logit", "p_all"))
-    p_all = 1 / (1 + np.exp(-logit / card.temperature))
-    np.testing.assert_allclose(rounded, p_all, atol=1e-6)
-    subjects = np.array([row["subject"] for row in predictions])
-    found = bootstrap_metrics(y_true.astype(int), p_all, subjects, card.threshold)
-    for figure, values in card.metrics.items():
-        np.testing.assert_allclose(found[figure], values, atol=2e-4, err_msg=figure)
-    assert [s for s, *_ in card.subjects] == sorted(set(subjects))
-    for subject, y, n, called in card.subjects:
-        mine = subjects == subject
-        assert (y, n, called) == (y_true[mine][0], mine.sum(), (p_all[mine] >= card.threshold).sum())
-    assert card.training["start"] == "random weights" and card.weights_sha256
-
-
-def test_the_engine_serves_what_was_measured(run, data):
-    folder = run[0] / "shelf" / "tiny"
-    expected = {row["file"]: float(row["p_all"]) for row in table(folder, "predictions.csv")}
-    rows = {r.file.rpartition("/")[2]: r.p_all for r in score_files(open_paths([data]), Engine(load_checkpoint(folder)))}
-    for file, p_all in expected.items():
-        assert rows[file] == pytest.approx(p_all, abs=1e-3)
-    assert rows["UID_99_1_1_all.png"] is None
-
-
-@pytest.mark.parametrize(
-    "recipe, told",
-    [
-        (RECIPE + 'weights = "nowhere.weights.h5"', "nowhere.weights.h5"),
-        (RECIPE + "folds = 11", "11 folds need"),
-        (RECIPE.replace("epochs", "epoch"), "Did you mean 'epochs'"),
-        (RECIPE.replace("1e-3", "1e30").replace("ema = 0.9", "ema = 0"), "diverged"),
-    ],
-)
-def test_failing_run_tells_why_and_leaves_nothing(recipe, told, run, data, tmp_path, capsys):
-    shutil.copytree(run[0] / "runs", tmp_path / "runs")
-    (tmp_path / "r.toml").write_text(recipe)
-    with contextlib.chdir(tmp_path):
-        assert main(["r.toml", "--data", str(data), "--out", "shelf/tiny"]) == 2
-    assert told in capsys.readouterr().err
-    assert not (tmp_path / "shelf").exists() or list((tmp_path / "shelf").iterdir()) == []
-
-
-def test_no_data_folder_is_told(tmp_path, capsys):
-    (tmp_path / "r.toml").write_text(RECIPE)
-    assert main([str(tmp_path / "r.toml"), "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
-    assert "nowhere is no folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+def cells_of(subjects) -> Cells:
+    y_true = np.array([0 if s.startswith("H") else 1 for s in subjects])
+    return Cells(files=[], y_true=y_true, subjects=subjects, groups=subjects)
 
 
 def test_draws_are_balanced_by_class_and_weigh_subjects_as_asked():
-    subjects = np.repeat(["1", "2", "H1", "H2"], [90, 10, 30, 30])
-    y_true = np.array([0 if s.startswith("H") else 1 for s in subjects])
-    cells = Cells(files=[], y_true=y_true, subjects=subjects, groups=subjects)
+    cells = cells_of(np.repeat(["1", "2", "H1", "H2"], [90, 10, 30, 30]))
     for power, share in ((1.0, 0.9), (0.0, 0.5), (0.5, 0.75)):
         recipe = Recipe(**PLAIN, batch_size=500, draws_per_epoch=4000, subject_power=power)
         draws = Draws(recipe, np.arange(160, dtype="uint8"), cells, np.arange(160))
         assert len(draws) == 8
         taken = np.concatenate([draws[i][0] for i in range(8)]).astype(int)
-        assert y_true[taken].mean() == pytest.approx(0.5, abs=0.03)
+        assert cells.y_true[taken].mean() == pytest.approx(0.5, abs=0.03)
         assert (taken < 90).sum() / (taken < 100).sum() == pytest.approx(share, abs=0.03)
         x, y = draws[0]
-        assert x.dtype == y.dtype == np.float32 and (y[:, 0] == y_true[x.astype(int)]).all()
+        assert x.dtype == np.uint8 and (y[:, 0] == cells.y_true[x.astype(int)]).all()
 
 
-def test_draws_stay_within_their_rows():
-    subjects = np.array(["1", "H1"] * 10)
-    cells = Cells(files=[], y_true=np.array([1, 0] * 10), subjects=subjects, groups=subjects)
-    recipe = Recipe(**PLAIN, batch_size=200, draws_per_epoch=200)
-    rows = np.arange(6, 14)
-    assert set(Draws(recipe, np.arange(20, dtype="uint8"), cells, rows)[0][0].astype(int)) == set(rows.tolist())
+def test_draws_of_cells_take_each_once_and_another_order_each_epoch():
+    cells = cells_of(np.repeat(["1", "H1"], [30, 10]))
+    for sampling, taken in (("cells", 40), ("undersampled", 16)):  # of 20 undersampled cells, two whole batches
+        recipe = Recipe(**PLAIN, batch_size=8, sampling=sampling)
+        draws = Draws(recipe, np.arange(40, dtype="uint8"), cells, np.arange(40))
+        epochs = []
+        for draws.epoch in (0, 1):
+            epochs.append([draws[i][0].tolist() for i in range(len(draws))])
+            drawn = [cell for batch in epochs[-1] for cell in batch]
+            assert len(drawn) == len(set(drawn)) == taken
+        assert epochs[0] != epochs[1]
+    assert sum(i < 30 for i in draws.rows) == sum(i >= 30 for i in draws.rows) == 10
+
+
+def test_draws_depend_on_seed_epoch_and_index_alone():
+    cells = cells_of(np.array(["1", "H1"] * 10))
+    recipe = Recipe(**PLAIN, batch_size=4, draws_per_epoch=12)
+    one, other = (Draws(recipe, np.arange(20, dtype="uint8"), cells, np.arange(6, 14)) for _ in range(2))
+    one.epoch = other.epoch = 3
+    in_turn = [one[i][0].tolist() for i in range(3)]
+    assert [other[i][0].tolist() for i in (2, 0, 1)] == [in_turn[i] for i in (2, 0, 1)]
+    assert {c for batch in in_turn for c in batch} <= set(range(6, 14))
+    other.epoch = 4
+    assert other[0][0].tolist() != in_turn[0]
+
+
+def test_class_weight_is_hem_over_all():
+    cells = cells_of(np.repeat(["1", "H1"], [30, 10]))
+    recipe = Recipe(**PLAIN, batch_size=20, sampling="cells", class_weight=True)
+    _, y_true, weight = Draws(recipe, np.arange(40, dtype="uint8"), cells, np.arange(40))[0]
+    assert set(weight[y_true[:, 0] == 1]) == {np.float32(10 / 30)} and set(weight[y_true[:, 0] == 0]) == {1.0}
+
+
+def test_rates_freeze_and_scale_layers():
+    """With plain SGD a layer at a tenth of the rate moves a tenth as far, a frozen one not at all."""
+    cells = np.random.default_rng(0).integers(0, 255, (8, 40, 40, 3)).astype("float32")
+    y_true = np.float32([[0], [1]] * 4)
+
+    def moved(rates) -> dict[str, float]:
+        keras.utils.set_random_seed(0)
+        network = find_architecture("vanilla.2x2c1d").build(input_size=40)
+        recipe = Recipe(**PLAIN | {"learning_rate": 1e-3}, batch_size=8, optimizer="sgd", schedule="constant", rates=rates)
+        factors = _freeze(network, recipe)
+        optimizer = _optimizer(recipe, 1, factors, network, 1)
+        before = {layer.name: layer.get_weights() for layer in network.layers if layer.weights}
+        network.compile(optimizer, "binary_crossentropy", run_eagerly=True)
+        network.train_on_batch(cells, y_true)
+        return {name: np.abs(network.get_layer(name).get_weights()[0] - old[0]).max() for name, old in before.items()}
+
+    plain = moved({})
+    conv = next(name for name in plain if "conv" in name)
+    scaled = moved({conv: 0, "embedding": 0.1})
+    assert scaled[conv] == 0 and plain[conv] > 0
+    assert scaled["embedding"] == pytest.approx(plain["embedding"] / 10, rel=0.02)
+    assert scaled["logit"] == pytest.approx(plain["logit"], rel=1e-3)
+
+
+def rows(folder, name):
+    with (folder / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def final_weights(folder) -> list[np.ndarray]:
+    return load_checkpoint(folder).keras_model().get_weights()
+
+
+def test_killed_run_goes_on_to_the_very_same_weights(data, write_recipe_file, tmp_path, repository):
+    recipe = write_recipe_file("epochs = 6")
+    train(recipe, data, tmp_path / "whole", log=quiet)
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    command = [sys.executable, "-m", "training", str(recipe), "--data", str(data), "--out", "killed"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    history = tmp_path / "killed" / "history.csv"
+    while not (history.exists() and len(history.read_text().splitlines()) >= 3):
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["state"] == "running"  # it had no time to say more
+    done = subprocess.run(
+        [sys.executable, "-m", "training", "killed"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "goes on after epoch" in done.stdout
+    for a, b in zip(final_weights(tmp_path / "whole"), final_weights(tmp_path / "killed"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    whole, killed = (rows(tmp_path / name, "history.csv") for name in ("whole", "killed"))
+    assert [r["epoch"] for r in killed] == [r["epoch"] for r in whole] == list("123456")
+    assert [r["validation_auroc"] for r in killed] == [r["validation_auroc"] for r in whole]
+    assert rows(tmp_path / "whole", "predictions.csv") == rows(tmp_path / "killed", "predictions.csv")
+
+
+def test_stopped_run_says_so_keeps_its_best_and_goes_on(data, write_recipe_file, tmp_path):
+    from training.run import read_state, resume
+
+    recipe, out = write_recipe_file("epochs = 4"), tmp_path / "run"
+
+    def stop_in_epoch_3(line):
+        if "epoch 2 of 4" in line:
+            (out / "stop").touch()
+
+    with pytest.raises(Stopped, match="epoch 3; 2 epochs are complete"):
+        train(recipe, data, out, log=stop_in_epoch_3)
+    told = read_state(out)
+    assert told["state"] == "stopped" and "epoch 3" in told["message"] and told["ended"]
+    assert (out / "fold_2" / "best.npz").exists() and not (out / "card.json").exists()
+    (out / "stop").unlink()
+    resume(out, log=quiet)
+    assert read_state(out)["state"] == "finished" and [r["epoch"] for r in rows(out, "history.csv")] == list("1234")
+
+
+class Report:
+    """What `fit` tells."""
+
+    untouched = None
+
+    def __init__(self):
+        self.lines, self.rows = [], []
+
+    def log(self, line):
+        self.lines.append(line)
+
+    def history(self, row):
+        self.rows.append(row)
+
+    def progress(self, **values): ...
+
+    def subjects(self, rows): ...
+
+    def stopping(self):
+        return False
+
+
+@pytest.fixture
+def ready(data, tmp_path, write_recipe_file):
+    """ready("epochs = 2", ...): (network, recipe, packed cells, cells, part), as a run hands them to `fit`."""
+
+    def make(*lines):
+        recipe = read_recipe(write_recipe_file(*lines))
+        cells = index_cells(data)
+        packed, _ = pack_cells(cells, recipe.framing, cache=tmp_path / "cache")
+        fold = np.arange(len(cells)) % 4
+        part = Part(
+            name="fold_0",
+            training=np.flatnonzero(fold > 1),
+            validation=np.flatnonzero(fold == 1),
+            test=np.flatnonzero(fold == 0),
+        )
+        keras.utils.set_random_seed(0)
+        return find_architecture(recipe.architecture).build(input_size=recipe.input_size), recipe, packed, cells, part
+
+    return make
+
+
+def test_early_stopping_keeps_the_best_epoch(ready, tmp_path):
+    """At a rate of nearly nothing no epoch betters the first."""
+    network, recipe, packed, cells, part = ready(
+        "learning_rate = 1e-12", "epochs = 9", "patience = 2", 'watch = "loss"', "ema = 0"
+    )
+    report = Report()
+    start = network.get_layer("logit").get_weights()[0]
+    fit(network, recipe, packed, cells, part, tmp_path, report)
+    assert len(report.rows) < 9 and any("stopping early" in line for line in report.lines)
+    np.testing.assert_allclose(network.get_layer("logit").get_weights()[0], start, atol=1e-3)
+
+
+def test_probe_is_the_logistic_regression_on_the_embeddings(ready, tmp_path):
+    from sklearn.linear_model import LogisticRegression
+
+    network, recipe, packed, cells, part = ready("probe = 0.01", "epochs = 0")
+    report = Report()
+    features_of = keras.Model(network.inputs, network.get_layer("embedding").output)
+    features = keras.ops.convert_to_numpy(features_of.predict_on_batch(packed[:].astype("float32")))
+    fit(network, recipe, packed, cells, part, tmp_path, report)
+    train_on, y_true = part.training, cells.y_true[part.training]
+    weight = np.where(y_true == 1, 0.5 / y_true.sum(), 0.5 / (1 - y_true).sum())
+    _, index, counts = np.unique(cells.subjects[train_on], return_inverse=True, return_counts=True)
+    weight = weight * counts[index] ** -0.5
+    weight = np.where(y_true == 1, weight / weight[y_true == 1].sum(), weight / weight[y_true == 0].sum()) / 2
+    model = LogisticRegression(C=0.01, max_iter=100).fit(features[train_on], y_true, sample_weight=weight * len(train_on))
+    expected = model.decision_function(features[part.test])
+    found = predict_logit(network, packed, part.test, batch_size=8)
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)  # kernels are rounded to float16
+    assert report.rows[0]["epoch"] == 0
+
+
+def test_kinds_of_features_are_probed_apart_and_averaged(ready, tmp_path):
+    from sklearn.linear_model import LogisticRegression
+
+    _, recipe, packed, cells, part = ready("probe = 0.1", "epochs = 0", "subject_power = 1.0")
+    cell = keras.Input(packed.shape[1:], name="cell")
+    kinds = [keras.layers.GlobalAveragePooling2D()(cell), keras.layers.GlobalMaxPooling2D()(cell)]
+    x = keras.layers.Concatenate()(kinds)
+    x = keras.layers.BatchNormalization(name="embedding", center=False, scale=False)(x)
+    network = keras.Model(cell, keras.layers.Dense(1, name="logit")(x))
+    fit(network, recipe, packed, cells, part, tmp_path, Report())
+
+    pixels, y_true = packed[:].astype("float64"), cells.y_true[part.training]
+    weight = np.where(y_true == 1, 0.5 / y_true.sum(), 0.5 / (1 - y_true).sum()) * len(y_true)
+    expected = 0
+    for features in (pixels.mean((1, 2)), pixels.max((1, 2))):
+        mean, variance = features[part.training].mean(0), features[part.training].var(0)
+        features = (features - mean) / np.sqrt(variance + 1e-3)
+        model = LogisticRegression(C=0.1).fit(features[part.training], y_true, sample_weight=weight)
+        expected = expected + model.decision_function(features[part.test]) / 2
+    found = predict_logit(network, packed, part.test, batch_size=8)
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)  # kernels are rounded to float16
+
+
+def test_short_memory_is_told_apart_from_other_errors(ready, tmp_path, monkeypatch):
+    network, recipe, packed, cells, part = ready()
+    given = Draws.__getitem__
+
+    def greedy(self, index):
+        if self.batch_size > 4:
+            raise MemoryError("RESOURCE_EXHAUSTED: out of memory while trying to allocate 8 cells")
+        return given(self, index)
+
+    monkeypatch.setattr(Draws, "__getitem__", greedy)
+    with pytest.raises(OutOfMemory, match="batches of 8 cells"):
+        fit(network, recipe, packed, cells, part, tmp_path, Report())
+    report = Report()
+    fit(network, recipe, packed, cells, part, tmp_path, report, split_batch=2)
+    assert len(report.rows) == recipe.epochs
+
+
+def test_split_batches_sum_to_the_whole_ones_step():
+    """Two halves with summed gradients move the weights as the whole batch does."""
+    cells = np.random.default_rng(0).integers(0, 255, (8, 40, 40, 3)).astype("float32")
+    y_true = np.float32([[0], [1]] * 4)
+
+    def after(split_batch):
+        keras.utils.set_random_seed(0)
+        network = find_architecture("vanilla.2x2c1d").build(input_size=40)
+        recipe = Recipe(**PLAIN | {"learning_rate": 1e-3}, batch_size=8, optimizer="sgd", schedule="constant")
+        network.compile(_optimizer(recipe, 1, {}, network, split_batch), "binary_crossentropy", run_eagerly=True)
+        for part in np.split(np.arange(8), split_batch):
+            network.train_on_batch(cells[part], y_true[part])
+        return network.get_layer("logit").get_weights()[0]
+
+    np.testing.assert_allclose(after(2), after(1), atol=1e-6)
 
 
 def test_a_training_step_reaches_every_branch_of_allnet(draw_cell):
@@ -179,29 +297,3 @@ def test_a_training_step_reaches_every_branch_of_allnet(draw_cell):
         assert (network.get_layer(layer).get_weights()[0] != before[branch]).any(), branch
     mean = keras.ops.convert_to_numpy(network.get_layer("standardise").mean).ravel()
     np.testing.assert_allclose(mean, cells.mean((0, 1, 2)), rtol=1e-5)
-
-
-def test_a_pretrained_start_a_head_phase_and_a_teacher(data, tmp_path):
-    """All three together: the head trains first, the backbone then, and the teacher stays as it was."""
-    start = tmp_path / "start.weights.h5"
-    keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(224, 224, 3)).save_weights(start)
-    shutil.copytree(data, tmp_path / "data")
-    shutil.copy(start, tmp_path / "data" / "start.weights.h5")
-    recipe = tmp_path / "taught.toml"
-    recipe.write_text(f'{RECIPE}\nweights = "start.weights.h5"\nteacher = "start.weights.h5"\nhead_epochs = 1\n')
-    lines = []
-    card = train(recipe, tmp_path / "data", tmp_path / "taught", log=lines.append)
-    assert "head trained for 1 epochs" in lines
-    assert "start.weights.h5" in card.training["start"] and "start.weights.h5" in card.training["teacher"]
-    trained = load_checkpoint(tmp_path / "taught").keras_model()
-    fresh = find_architecture("mobilenet_v2").build(input_size=96, weights=str(start))
-    changed = [not np.allclose(a, b, atol=2e-3) for a, b in zip(trained.get_weights(), fresh.get_weights(), strict=True)]
-    assert any(changed[:20])  # the first layers of the backbone moved too
-
-
-def test_a_missing_teacher_is_named_before_anything_is_written(data, tmp_path):
-    recipe = tmp_path / "taught.toml"
-    recipe.write_text(f'{RECIPE}\nteacher = "nowhere.weights.h5"\n')
-    with pytest.raises(DataError, match=r"nowhere\.weights\.h5"):
-        train(recipe, data, tmp_path / "taught", log=lambda line: None)
-    assert not list(tmp_path.glob(".*")) and not (tmp_path / "taught").exists()

@@ -10,6 +10,8 @@ from training.metrics import (
     cell_metrics,
     expected_calibration_error,
     fit_temperature,
+    paired_difference,
+    reliability,
     youden_threshold,
 )
 
@@ -38,6 +40,8 @@ def test_figures_are_scikit_learns(case, threshold):
         "accuracy": oracle.accuracy_score(y_true, called),
         "f1": oracle.f1_score(y_true, called),
         "weighted_f1": oracle.f1_score(y_true, called, average="weighted"),
+        "weighted_precision": oracle.precision_score(y_true, called, average="weighted", zero_division=0),
+        "weighted_recall": oracle.recall_score(y_true, called, average="weighted"),
         "brier": oracle.brier_score_loss(y_true, p_all),
     }
     assert found.pop("ece") == pytest.approx(expected_calibration_error(y_true, p_all))
@@ -78,7 +82,10 @@ def subjects_cells():
 def test_bootstrap_brackets_the_estimate_and_repeats(subjects_cells):
     found = bootstrap_metrics(*subjects_cells, 0.5, draws=300)
     assert found == bootstrap_metrics(*subjects_cells, 0.5, draws=300)
-    plain = cell_metrics(*subjects_cells[:2], 0.5)
+    y_true, p_all, subjects = subjects_cells
+    right = (p_all >= 0.5) == y_true
+    plain = cell_metrics(y_true, p_all, 0.5)
+    plain["subject_accuracy"] = np.mean([right[subjects == s].mean() for s in set(subjects)])
     for name, (value, low, high) in found.items():
         assert value == pytest.approx(plain[name], abs=1e-4)
         assert low < high and (low <= value <= high or name == "ece")  # a bootstrap's ECE is biased upwards
@@ -115,3 +122,60 @@ def test_youden_threshold_is_the_best_there_is(case):
     best = max(youden(t) for t in [*p_all, 1.0])
     threshold = youden_threshold(y_true, p_all, subjects)
     assert 0.01 <= threshold <= 0.99 and youden(threshold) == pytest.approx(max(best, 1.0))
+
+
+def test_reliability_counts_every_cell_and_finds_the_shares():
+    p_all = np.repeat([0.05, 0.45, 0.95, 1.0], [40, 20, 10, 30])
+    y_true = np.r_[np.ones(4), np.zeros(36), np.ones(10), np.zeros(10), np.ones(40)].astype(int)
+    subjects = [f"{'A' if y else 'H'}{i % 3}" for i, y in enumerate(y_true)]
+    rows = reliability(y_true, p_all, subjects)
+    assert [row["n"] for row in rows] == [40, 20, 40]
+    assert [row["share"] for row in rows] == pytest.approx([0.1, 0.5, 1.0])
+    assert [row["p_all"] for row in rows] == pytest.approx([0.05, 0.45, 0.9875])
+    assert all(0 <= row["low"] <= row["share"] <= row["high"] <= 1 for row in rows)
+    assert rows[0]["low"] < 0.1 < rows[0]["high"]
+
+
+def test_reliability_interval_is_that_of_subjects():
+    """Many cells of two persons tell no more than two persons can: the interval does not shrink with the cells."""
+    width = []
+    for n in (10, 1000):
+        y_true, p_all = np.repeat([1, 1, 0, 0], n), np.tile([0.41, 0.42], 2 * n)
+        row = reliability(y_true, p_all, np.repeat(["A1", "A2", "H1", "H2"], n * np.array([1, 1, 1, 1])))[0]
+        width.append((row["share"], row["low"], row["high"]))
+    assert width[0] == pytest.approx(width[1])
+
+
+def test_reliability_of_drawn_subjects_is_the_bootstraps():
+    """Against drawing subjects one by one, in plain Python."""
+    rng = np.random.default_rng(1)
+    subjects = np.repeat([f"A{i}" for i in range(6)] + [f"H{i}" for i in range(6)], rng.integers(3, 30, 12))
+    y_true = np.array([int(s[0] == "A") for s in subjects])
+    p_all = np.full(len(y_true), 0.5)
+    row = reliability(y_true, p_all, subjects, draws=4000)[0]
+    size = {s: int((subjects == s).sum()) for s in set(subjects)}
+    groups = [sorted(s for s in size if s[0] == kind) for kind in "AH"]
+    shares = []
+    for _ in range(4000):
+        n_all, n_hem = (sum(size[s] for s in rng.choice(group, 6)) for group in groups)
+        shares.append(n_all / (n_all + n_hem))
+    assert (row["low"], row["high"]) == pytest.approx(np.percentile(shares, [2.5, 97.5]), abs=0.02)
+
+
+def test_paired_difference_is_that_of_the_same_subjects_drawn_twice(subjects_cells):
+    y_true, p_a, subjects = subjects_cells
+    p_b = np.clip(p_a + np.where(y_true == 1, 0.05, -0.02), 0, 1)
+    found = paired_difference(y_true, p_a, p_b, subjects, thresholds=(0.5, 0.45), draws=4000)
+    before, after = cell_metrics(y_true, p_a, 0.5), cell_metrics(y_true, p_b, 0.45)
+    rng, names = np.random.default_rng(1), np.unique(subjects)
+    rows_of = {s: np.flatnonzero(subjects == s) for s in names}
+    groups = [[s for s in names if y_true[rows_of[s][0]] == value] for value in (0, 1)]
+    drawn = []
+    for _ in range(1000):
+        rows = np.concatenate([rows_of[s] for group in groups for s in rng.choice(group, len(group))])
+        a, b = cell_metrics(y_true[rows], p_a[rows], 0.5), cell_metrics(y_true[rows], p_b[rows], 0.45)
+        drawn.append([b[name] - a[name] for name in found])
+    for i, (name, (gap, low, high)) in enumerate(found.items()):
+        assert gap == pytest.approx(after[name] - before[name], abs=1e-4)
+        assert (low, high) == pytest.approx(np.percentile([row[i] for row in drawn], [2.5, 97.5]), abs=0.15 * (high - low))
+    assert all(v == [0, 0, 0] for v in paired_difference(y_true, p_a, p_a, subjects).values())

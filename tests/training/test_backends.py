@@ -1,0 +1,72 @@
+"""The same cells, the same first weights, one fit: every installed backend of Keras ends with the same probabilities."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+BACKENDS = [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
+FIT = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from model_zoo import find_architecture
+from training.data import index_cells, pack_cells, verify_cells
+from training.fit import Part, fit, predict_logit
+from training.recipe import read_recipe
+
+class Report:
+    untouched = None
+    def log(self, line): pass
+    history = subjects = log
+    def progress(self, **values): pass
+    def stopping(self): return False
+
+recipe = read_recipe(Path("r.toml"))
+cells, _ = verify_cells(index_cells(Path(sys.argv[1])), cache=Path("cache"))
+packed, _ = pack_cells(cells, recipe.framing, cache=Path("cache"))
+rows = np.arange(len(cells))
+part = Part(name="fold", training=rows[rows % 4 > 0], validation=rows[rows % 4 == 0], test=rows[rows % 4 == 0])
+network = find_architecture(recipe.architecture).build(input_size=recipe.input_size)
+rng = np.random.default_rng(0)
+network.set_weights([(rng.normal(0, 0.1, w.shape) if w.ndim > 1 else w).astype("float32") for w in network.get_weights()])
+first = predict_logit(network, packed, part.test, batch_size=8)
+fit(network, recipe, packed, cells, part, Path("."), Report())
+logit = predict_logit(network, packed, part.test, batch_size=8)
+print(json.dumps([first.tolist(), (1 / (1 + np.exp(-logit))).tolist()]))
+"""
+
+
+def trained(backend, data, recipe, repository):
+    folder = recipe.parent / backend
+    folder.mkdir()
+    (folder / "r.toml").write_text(recipe.read_text())
+    environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", FIT, str(data)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return map(np.array, json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_every_backend_trains_to_the_same_probabilities(data, write_recipe_file, repository):
+    assert len(BACKENDS) > 1, "install requirements-dev.txt: it holds a second backend"
+    lines = [
+        'flip = ""',
+        "rotate = 0",
+        "shift = 0",
+        "stain = 0",
+        "gamma = 0",
+        "learning_rate = 3e-4",
+        'optimizer = "sgd"',
+        "epochs = 2",
+    ]
+    recipe = write_recipe_file(*lines)
+    first, expected = trained("tensorflow", data, recipe, repository)
+    for backend in BACKENDS[1:]:
+        start, found = trained(backend, data, recipe, repository)
+        np.testing.assert_allclose(start, first, rtol=1e-3, atol=1e-3)
+        assert np.abs(expected - 1 / (1 + np.exp(-first))).max() > 0.01  # the training moved them
+        np.testing.assert_allclose(found, expected, atol=1e-3, err_msg=backend)

@@ -1,0 +1,274 @@
+"""Whole runs of `python -m training` on a few drawn cells: a checkpoint folder comes out, or a clear sentence."""
+
+import csv
+import json
+import resource
+import shutil
+
+import numpy as np
+import pytest
+
+from inference.cells import score_files
+from inference.engine import Engine
+from inference.sources import open_paths
+from model_zoo import Card, find_checkpoint, load_checkpoint
+from training.__main__ import main
+from training.data import index_cells, split_by_subject
+from training.fit import Draws
+from training.metrics import bootstrap_metrics
+from training.recipe import read_recipe
+from training.run import divide, read_state
+
+
+def table(folder, name):
+    with (folder / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory, recipe_text):
+    """(folder of the run, lines it printed): a recipe of one held-out fold."""
+    import contextlib
+    import io
+
+    here, printed = tmp_path_factory.mktemp("run"), io.StringIO()
+    (here / "tiny.toml").write_text(recipe_text)
+    with contextlib.chdir(here), contextlib.redirect_stdout(printed):
+        assert main(["tiny.toml", "--data", str(data), "--out", "shelf/tiny"]) == 0
+    return here / "shelf" / "tiny", printed.getvalue()
+
+
+def test_run_leaves_one_whole_folder(run):
+    folder, printed = run
+    assert {"model.onnx", "card.json", "recipe.toml", "history.csv", "predictions.csv", "run.json", "log.txt"} <= {
+        f.name for f in folder.iterdir()
+    }
+    assert read_recipe(folder / "recipe.toml") == read_recipe(folder.parents[1] / "tiny.toml")
+    assert [row["epoch"] for row in table(folder, "history.csv")] == list("123")
+    assert "all/UID_99_1_1_all.png" in printed and "epoch 3 of 3" in printed and "wrote shelf/tiny" in printed
+    assert find_checkpoint("tiny", folder.parent).card.title == "Tiny"
+    assert {row["subject"] for row in table(folder, "subjects.csv")} and not list(folder.rglob("*.partial"))
+
+
+def test_run_folder_tells_what_reproduces_it(run, data):
+    told = read_state(run[0])
+    assert told["state"] == "finished" and told["data"] == str(data) and told["seed"] == 1 and told["ended"] >= told["started"]
+    assert set(told["versions"]) >= {"keras", "numpy"} and told["command"].startswith("python -m training")
+    card = load_checkpoint(run[0]).card
+    assert told["data_fingerprint"] == card.data["fingerprint"] and told["device"] == card.training["device"]
+
+
+def test_card_tells_the_split_and_what_was_measured(run, data):
+    folder = run[0]
+    card, predictions = load_checkpoint(folder).card, table(folder, "predictions.csv")
+    cells = index_cells(data)
+    cells = cells.choose(np.array([f.name != "UID_99_1_1_all.png" for f in cells.files]))
+    held = {f.name for f, fold in zip(cells.files, split_by_subject(cells, folds=5, seed=1), strict=True) if fold == 2}
+    assert {row["file"] for row in predictions} == held and len(held) == len(predictions)
+    parts = [card.data[part] for part in ("training", "validation", "test")]
+    assert sum(part["all_cells"] for part in parts) == 20 and sum(part["hem_subjects"] for part in parts) == 10  # damaged: out
+    assert not set(card.data["training_subjects"]) & {row["subject"] for row in predictions}
+    y_true, logit, rounded = (np.array([float(row[c]) for row in predictions]) for c in ("y_true", "logit", "p_all"))
+    p_all = 1 / (1 + np.exp(-logit / card.temperature))
+    np.testing.assert_allclose(rounded, p_all, atol=1e-6)
+    subjects = np.array([row["subject"] for row in predictions])
+    found = bootstrap_metrics(y_true.astype(int), p_all, subjects, card.threshold)
+    for figure, values in card.metrics.items():
+        np.testing.assert_allclose(found[figure], values, atol=2e-4, err_msg=figure)
+    for subject, y, n, called in card.subjects:
+        mine = subjects == subject
+        assert (y, n, called) == (y_true[mine][0], mine.sum(), (p_all[mine] >= card.threshold).sum())
+    assert card.training["start"] == "random weights" and card.weights_sha256
+
+
+def test_the_engine_serves_what_was_measured(run, data):
+    folder = run[0]
+    expected = {row["file"]: float(row["p_all"]) for row in table(folder, "predictions.csv")}
+    rows = {r.file.rpartition("/")[2]: r.p_all for r in score_files(open_paths([data]), Engine(load_checkpoint(folder)))}
+    for file, p_all in expected.items():
+        assert rows[file] == pytest.approx(p_all, abs=1e-3)
+    assert rows["UID_99_1_1_all.png"] is None
+
+
+def test_every_fold_gives_out_of_fold_predictions_and_a_refit_is_served(data, write_recipe_file, tmp_path):
+    recipe = write_recipe_file("test_folds = []", "folds = 3", "epochs = 1", "refit = true")
+    assert main([str(recipe), "--data", str(data)]) == 0
+    card, predictions = load_checkpoint(tmp_path / "runs" / "r").card, table(tmp_path / "runs" / "r", "predictions.csv")
+    assert len(predictions) == 40 and {row["fold"] for row in predictions} == {"fold_0", "fold_1", "fold_2"}
+    assert len({row["subject"] for row in predictions}) == len(card.subjects) == len(card.data["training_subjects"]) == 20
+    assert card.training["networks"] == 4 and "then trained on all" in card.split["sentence"]
+    y_true, p_all, threshold = (np.array([float(row[c]) for row in predictions]) for c in ("y_true", "p_all", "threshold"))
+    accuracy = ((p_all >= threshold) == (y_true == 1)).mean()
+    assert card.metrics["accuracy"][0] == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_folds_without_a_refit_leave_figures_without_weights(data, write_recipe_file, tmp_path):
+    recipe = write_recipe_file("test_folds = [0, 1]", "epochs = 1", "validation = false")
+    assert main([str(recipe), "--data", str(data)]) == 0
+    folder = tmp_path / "runs" / "r"
+    assert not (folder / "model.onnx").exists() and Card.read(folder / "card.json").weights_sha256 == ""
+    assert {row["fold"] for row in table(folder, "predictions.csv")} == {"fold_0", "fold_1"}
+
+
+def test_both_ways_stores_both_and_says_what_the_image_level_split_is(data, write_recipe_file, tmp_path, capsys):
+    recipe = write_recipe_file("epochs = 1", "shares = [0.7, 0.3, 0.0]")
+    assert main([str(recipe), "--data", str(data), "--both-ways"]) == 0
+    by_subject, by_image = (Card.read(tmp_path / "runs" / f"r_{p}" / "card.json") for p in ("by_subject", "image_level"))
+    assert by_subject.split["protocol"] == "by subject" and by_image.split["protocol"] == "image-level"
+    assert "cells of a patient on both sides" in by_image.split["sentence"]
+    assert "chose the epoch are the ones reported" in by_image.split["sentence"]  # there was no test share
+    assert len(table(tmp_path / "runs" / "r_image_level", "predictions.csv")) == 12
+    assert read_recipe(tmp_path / "runs" / "r_image_level" / "recipe.toml").protocol == "image_level"
+    printed = capsys.readouterr().out
+    assert "| r_by_subject | by subject |" in printed and "| r_image_level | image-level |" in printed
+
+
+def test_parts_share_no_group_and_image_level_parts_share_no_cell(data, write_recipe_file):
+    cells = index_cells(data)
+    for part in divide(cells, read_recipe(write_recipe_file("test_folds = []"))):
+        sides = [set(cells.groups[rows]) for rows in (part.training, part.validation, part.test)]
+        assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
+        assert len(np.concatenate([part.training, part.validation, part.test])) == len(cells)
+    (part,) = divide(cells, read_recipe(write_recipe_file('protocol = "image_level"')))
+    assert len(set(np.concatenate([part.training, part.validation, part.test]))) == len(cells)
+
+
+def test_official_protocol_tests_on_the_preliminary_set(data, write_recipe_file, tmp_path):
+    root = tmp_path / "official"
+    shutil.copytree(data, root / "C-NMC_training_data" / "fold_0")
+    preliminary = root / "C-NMC_test_prelim_phase_data"
+    preliminary.mkdir()
+    names = []
+    for i, label in enumerate(("all", "hem", "all", "hem"), 1):
+        source = sorted((data / label).glob(f"UID_*2{i}_1_1_{label}.png"))[0]
+        shutil.copy(source, preliminary / f"{i}.png")
+        names.append(f"UID_{'H' if label == 'hem' else ''}7{i}_1_1_{label}.bmp,{i}.png,{int(label == 'all')}")
+    (root / "C-NMC_test_prelim_phase_data_labels.csv").write_text("Patient_ID,new_names,labels\n" + "\n".join(names) + "\n")
+    (part,) = divide(index_cells(root), read_recipe(write_recipe_file('protocol = "official"')))
+    assert len(part.test) == 4 and not set(part.test) & set(np.concatenate([part.training, part.validation]))
+
+
+@pytest.mark.parametrize(
+    "lines, told",
+    [
+        (['weights = "nowhere.weights.h5"'], "nowhere.weights.h5"),
+        (['teacher = "nowhere.weights.h5"'], "nowhere.weights.h5"),
+        (["folds = 11"], "11 folds need"),
+        (["epoch = 2"], "Did you mean 'epochs'"),
+        (['architecture = "vanilla.2x2c1"'], "Did you mean 'vanilla.2x2c1d'"),
+        (['protocol = "official"'], "preliminary test set"),
+    ],
+)
+def test_what_cannot_run_is_told_before_anything_is_written(lines, told, data, write_recipe_file, tmp_path, capsys):
+    assert main([str(write_recipe_file(*lines)), "--data", str(data), "--out", "shelf/tiny"]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "shelf" / "tiny").exists()
+
+
+def test_pictures_too_small_for_a_network_are_told(data, write_recipe_file, tmp_path, capsys):
+    recipe = write_recipe_file('architecture = "vgg16"', "input_size = 24", "epochs = 1")
+    assert main([str(recipe), "--data", str(data), "--out", "shelf/small"]) == 2
+    assert "VGG16 cannot be built for pictures of 24 px" in capsys.readouterr().err
+    assert read_state(tmp_path / "shelf" / "small")["state"] == "failed"
+
+
+def test_divergence_is_told_and_leaves_no_checkpoint(data, write_recipe_file, tmp_path, capsys):
+    recipe = write_recipe_file("learning_rate = 1e30", "ema = 0", 'schedule = "constant"')
+    assert main([str(recipe), "--data", str(data)]) == 2
+    assert "diverged" in capsys.readouterr().err
+    folder = tmp_path / "runs" / "r"
+    assert read_state(folder)["state"] == "failed" and "diverged" in read_state(folder)["message"]
+    assert not (folder / "card.json").exists()
+
+
+def test_no_data_folder_is_told(write_recipe_file, tmp_path, capsys):
+    assert main([str(write_recipe_file()), "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    assert "nowhere is no folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_is_never_overwritten(run, data, write_recipe_file, capsys):
+    assert main([str(write_recipe_file()), "--data", str(data), "--out", str(run[0])]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main([str(run[0])]) == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_other_cells_than_it_began_with_are_refused(run, data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "all" / "UID_20_1_1_all.png").unlink()
+    shutil.copytree(run[0], tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(told | {"state": "stopped", "data": str(tmp_path / "data")}))
+    assert main([str(tmp_path / "run")]) == 2
+    assert "no longer holds the cells" in capsys.readouterr().err
+
+
+def test_tiny_and_set_shrink_any_recipe(data, repository, tmp_path):
+    recipe = repository / "training" / "recipes" / "vanilla_3c1d_by_subject.toml"
+    assert main([str(recipe), "--data", str(data), "--tiny", "--set", "stain=0.0"]) == 0
+    folder = tmp_path / "runs" / "vanilla_3c1d_by_subject_tiny"
+    ran = read_recipe(folder / "recipe.toml")
+    assert ran.input_size <= 96 and ran.epochs <= 2 and ran.stain == 0 and "(tiny)" in load_checkpoint(folder).card.title
+
+
+def test_short_memory_halves_the_batch_and_says_so(data, write_recipe_file, tmp_path, capsys, monkeypatch):
+    given = Draws.__getitem__
+
+    def greedy(self, index):
+        if self.batch_size > 4:
+            raise MemoryError("RESOURCE_EXHAUSTED: out of memory while trying to allocate 8 cells")
+        return given(self, index)
+
+    monkeypatch.setattr(Draws, "__getitem__", greedy)
+    assert main([str(write_recipe_file("epochs = 1")), "--data", str(data)]) == 0
+    assert "It starts again with 4 at a time, 2 times a step." in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "runs" / "r").card.training["best_epoch"] == 1
+
+
+def test_full_disk_is_told_and_the_run_goes_on_once_there_is_room(data, write_recipe_file, tmp_path, capsys):
+    """A limit on the size of a file stands in for the disk: the cells still fit, the weights do not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
+    try:
+        assert main([str(write_recipe_file("epochs = 1")), "--data", str(data)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    folder = tmp_path / "runs" / "r"
+    assert "error:" in capsys.readouterr().err and read_state(folder)["state"] == "failed"
+    assert not list(folder.rglob("*.partial")) and not (folder / "card.json").exists()
+    assert main([str(folder)]) == 0 and read_state(folder)["state"] == "finished"
+
+
+@pytest.fixture
+def data_with_start(data, tmp_path):
+    """The cells, and beside them the weights of a MobileNetV2."""
+    import keras
+
+    shutil.copytree(data, tmp_path / "data")
+    start = tmp_path / "data" / "start.weights.h5"
+    keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(224, 224, 3)).save_weights(start)
+    return tmp_path / "data"
+
+
+def test_a_pretrained_start_and_a_head_phase(data_with_start, write_recipe_file, tmp_path, capsys):
+    """The head trains first, the backbone then."""
+    from model_zoo import find_architecture
+
+    named = ['architecture = "mobilenet_v2"', 'weights = "start.weights.h5"', "input_size = 64"]
+    recipe = write_recipe_file(*named, "head_epochs = 1", "epochs = 1", "draws_per_epoch = 8")
+    assert main([str(recipe), "--data", str(data_with_start)]) == 0
+    assert "head trained for 1 epochs" in capsys.readouterr().out
+    checkpoint = load_checkpoint(tmp_path / "runs" / "r")
+    assert "start.weights.h5" in checkpoint.card.training["start"]
+    start = str(data_with_start / "start.weights.h5")
+    fresh = find_architecture("mobilenet_v2").build(input_size=64, weights=start)
+    pairs = zip(checkpoint.keras_model().get_weights(), fresh.get_weights(), strict=True)
+    assert any([not np.allclose(a, b, atol=2e-3) for a, b in pairs][:20])  # the first layers of the backbone moved too
+
+
+def test_a_teacher_is_named_on_the_card_and_not_served(data_with_start, write_recipe_file, tmp_path):
+    lines = ['teacher = "start.weights.h5"', "epochs = 1", "draws_per_epoch = 8", "batch_size = 4"]
+    assert main([str(write_recipe_file(*lines)), "--data", str(data_with_start)]) == 0
+    checkpoint = load_checkpoint(tmp_path / "runs" / "r")
+    assert "start.weights.h5" in checkpoint.card.training["teacher"] and checkpoint.card.training["start"] == "random weights"
+    checkpoint.keras_model()  # fills: no weight of the teacher is in the file

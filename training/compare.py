@@ -1,0 +1,122 @@
+"""Figures beside each other: a checkpoint on other cells, and runs on the cells they share."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from inference.cells import score_files
+from inference.engine import Engine
+from inference.sources import open_paths
+from model_zoo import Card, load_checkpoint
+from training.data import cell_label, index_cells
+from training.errors import DataError, RunError
+from training.metrics import bootstrap_metrics, paired_difference
+
+SHOWN = ("auroc", "sensitivity", "specificity", "accuracy", "weighted_f1", "subject_accuracy", "ece", "brier")
+
+
+def read_predictions(folder: Path) -> dict[str, np.ndarray]:
+    """predictions.csv of a run or checkpoint, by column; `y_true` int, `logit` and `p_all` float, the others str.
+
+    Raises:
+        RunError: there is none, or it is not one.
+    """
+    try:
+        with (Path(folder) / "predictions.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        return columns | {
+            "y_true": columns["y_true"].astype(int),
+            "logit": columns["logit"].astype(float),
+            "p_all": columns["p_all"].astype(float),
+        }
+    except (OSError, KeyError, IndexError, ValueError) as error:
+        raise RunError(f"{folder} holds no held-out predictions. Let its run finish first.") from error
+
+
+def evaluate(checkpoint: Path, data: Path, *, rotations: int | None = None, out: Path | None = None) -> str:
+    """A checkpoint's figures on the labelled cells of a folder, as served; subjects it was trained on are left out.
+
+    Returns:
+        a table as text. `out` takes every cell's P(ALL), as predictions.csv does.
+    Raises:
+        CheckpointError, DataError: no labelled cells, or none of a subject that is new to the network.
+    """
+    engine = Engine(load_checkpoint(checkpoint), rotations=rotations)
+    card, cells = engine.card, index_cells(data)
+    known = set(card.data.get("training_subjects", ()))
+    if not known:
+        raise DataError(f"The card of {checkpoint} does not say which subjects trained it, so nothing can be called unseen.")
+    new = ~np.isin(cells.subjects, sorted(known))
+    if not new.any():
+        raise DataError(
+            f"{checkpoint} was trained on every subject of {data}. Its own predictions.csv holds what was held out."
+        )
+    kept = cells.choose(new)
+    results = list(score_files(open_paths(kept.files), engine))
+    read = np.array([result.p_all is not None for result in results])
+    y_true, subjects = kept.y_true[read], kept.subjects[read]
+    p_all = np.array([result.p_all for result in results if result.p_all is not None])
+    lines = (
+        [f"left out: {int((~new).sum())} cells of {len(known & set(cells.subjects))} subjects that trained it"]
+        if (~new).any()
+        else []
+    )
+    lines += [f"not read: {cell_label(kept.files[i])}: {results[i].note}" for i in np.flatnonzero(~read)]
+    lines.append(f"{card.title} on {kept.count(read)}, operating point {card.threshold}, {engine.rotations} rotation(s)")
+    for name, (value, low, high) in bootstrap_metrics(y_true, p_all, subjects, card.threshold).items():
+        lines.append(f"  {name:20} {value:.3f} ({low:.3f} to {high:.3f})")
+    called = p_all >= card.threshold
+    right = {
+        s: (int((called[subjects == s] == (y_true[subjects == s] == 1)).sum()), int((subjects == s).sum()))
+        for s in sorted(set(subjects))
+    }
+    lines.append("cells called right, by subject: " + ", ".join(f"{s} {n} of {of}" for s, (n, of) in right.items()))
+    if out:
+        with Path(out).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "subject", "y_true", "p_all", "called_all"])
+            for name, s, y, p, c in zip(np.array(kept.files)[read], subjects, y_true, p_all, called, strict=True):
+                writer.writerow([name.name, s, int(y), f"{p:.6f}", int(c)])
+    return "\n".join(lines)
+
+
+def compare(folders: list[Path]) -> str:
+    """Runs or checkpoints beside each other, and each one's difference from the first on the cells both held out."""
+    cards = [Card.read(Path(folder) / "card.json") for folder in folders]
+    lines = ["| network | split | " + " | ".join(SHOWN) + " |", "|---|---|" + "---|" * len(SHOWN)]
+    for card in cards:
+        figures = (card.metrics.get(name) for name in SHOWN)
+        told = ("" if f is None else f"{f[0]:.3f} ({f[1]:.3f}–{f[2]:.3f})" for f in figures)
+        lines.append(f"| {card.name} | {card.split['protocol']} | " + " | ".join(told) + " |")
+    for folder, card in zip(folders[1:], cards[1:], strict=True):
+        lines.append("")
+        shared = shared_cells(folders[0], folder)
+        if not len(shared["y_true"]):
+            lines.append(f"{card.name} and {cards[0].name} share no held-out cells: their difference cannot be measured.")
+            continue
+        lines.append(f"{card.name} minus {cards[0].name} on {len(shared['y_true'])} shared held-out cells:")
+        for name, (value, low, high) in paired_difference(**shared).items():
+            lines.append(f"  {name:20} {value:+.3f} ({low:+.3f} to {high:+.3f})")
+    return "\n".join(lines)
+
+
+def shared_cells(a: Path, b: Path) -> dict[str, np.ndarray]:
+    """What two runs both held out: `y_true`, `subjects`, `p_a`, `p_b`, and `thresholds`, each run's own for each cell."""
+    tables = [read_predictions(folder) for folder in (a, b)]
+    names = [np.array([f"{s} {Path(f).stem}" for s, f in zip(t["subject"], t["file"], strict=True)]) for t in tables]
+    _, i, j = np.intersect1d(*names, return_indices=True)  # a cell converted from BMP is the same cell
+    points = [
+        table["threshold"].astype(float) if "threshold" in table else np.full(len(table["p_all"]), card.threshold)
+        for table, card in ((table, Card.read(Path(f) / "card.json")) for table, f in zip(tables, (a, b), strict=True))
+    ]
+    return {
+        "y_true": tables[0]["y_true"][i],
+        "subjects": tables[0]["subject"][i],
+        "p_a": tables[0]["p_all"][i],
+        "p_b": tables[1]["p_all"][j],
+        "thresholds": (points[0][i], points[1][j]),
+    }

@@ -1,0 +1,115 @@
+"""One batch divided over several devices of one machine, by the backend's own means. Nothing else here knows the backend's.
+
+TensorFlow: `tf.distribute.MirroredStrategy`; JAX: `keras.distribution.DataParallel`. Each device holds all weights and
+computes the gradient of its share of the recipe's batch; the mean of the gradients moves all copies alike, as the whole
+batch would on one device. What differs: on TensorFlow batch norms see their device's share alone, and dropout draws the same
+mask on every device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+
+from training.errors import RunError
+
+
+def virtual_devices() -> int:
+    """$BLASTOSCOPE_VIRTUAL_DEVICES: as how many devices the processor is to count, to try several without a GPU; 0 unset."""
+    return int(os.environ.get("BLASTOSCOPE_VIRTUAL_DEVICES") or 0)
+
+
+def find_devices(devices: int) -> list[str]:
+    """The first so many devices of this machine, as Keras names them. To be called before the backend computes anything.
+
+    Raises:
+        RunError: there are fewer, or the backend cannot divide a batch.
+    """
+    import keras
+
+    if virtual_devices():
+        _divide_processor()
+    found = keras.distribution.list_devices()
+    if devices > len(found):
+        raise RunError(f"The recipe asks for {devices} devices. This machine has {len(found)}: {', '.join(found)}.")
+    if devices > 1 and keras.backend.backend() not in ("tensorflow", "jax"):
+        raise RunError(
+            f"Several devices need the TensorFlow or the JAX backend. Received: devices={devices} on {keras.backend.backend()}"
+        )
+    return found[:devices]
+
+
+@functools.cache  # once a process
+def _divide_processor() -> None:
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        parts = [tf.config.LogicalDeviceConfiguration() for _ in range(virtual_devices())]
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        # XLA's devices wait for each other on its pool of threads: with one for each core of a small or busy machine they
+        # may wait until XLA gives up, after 40 s.
+        os.environ.setdefault("NPROC", str(4 * virtual_devices()))
+        patient = "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {patient}".strip()
+        jax.config.update("jax_num_cpu_devices", virtual_devices())
+
+
+def spread(devices: int):
+    """A context: networks and optimizers made and compiled in it lie on so many devices; 1 changes nothing."""
+    return _distribution(devices).scope() if devices > 1 else contextlib.nullcontext()
+
+
+def divided(devices: int):
+    """A context for `fit` of what was made in `spread`: each batch is divided. TensorFlow's networks know it by themselves."""
+    import keras
+
+    return spread(devices) if keras.backend.backend() == "jax" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def whole():
+    """Inside `divided`, a context in which batches are not: a prediction's last one may not be divisible."""
+    import keras
+
+    before = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(before)
+
+
+@functools.cache  # TensorFlow refuses to mix two
+def _distribution(devices: int):
+    import keras
+
+    names = find_devices(devices)
+    if keras.backend.backend() == "jax":
+        return keras.distribution.DataParallel(devices=names)
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy([name.upper() for name in names])
+
+
+def draw_uniform(n, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0, *, seed):
+    """`keras.random.uniform((n, *shape))` for the n cells on this device.
+
+    TensorFlow's devices all draw from the same seed. So each draws for the whole batch and takes its own part: no two cells
+    are augmented alike, and a cell is augmented alike on however many devices. JAX sees the whole batch anyway.
+    """
+    import keras
+
+    here, devices = 0, 1
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if replica := tf.distribute.get_replica_context():  # None while the graph is built
+            here, devices = replica.replica_id_in_sync_group, replica.num_replicas_in_sync
+    drawn = keras.random.uniform((n * devices, *shape), low, high, seed=seed)
+    return drawn if devices == 1 else drawn[here * n : (here + 1) * n]

@@ -1,0 +1,183 @@
+"""What a recipe will be like: cells as its augmentation makes them, and the time of a training step, measured.
+
+python -m training.estimate FOLDER --data DATA: reads FOLDER/recipe.toml; writes cells.png and told.json there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+from PIL import Image
+
+from inference.errors import InputError
+from inference.images import decode_image, frame_cell
+from model_zoo import BlastoscopeError, FrameSpec
+from training.data import Cells, cell_label, index_cells
+from training.errors import Stopped
+from training.jobs import free_device, write_json
+from training.recipe import Recipe, read_recipe
+from training.results import in_words
+
+SHOWN, VERSIONS, TILE, GAP = 4, 5, 96, 4  # cells in the picture, augmented versions of each; pixels
+STEPS = 4  # measured, after a first one that also compiles
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.estimate", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args(arguments)
+    try:
+        recipe = read_recipe(options.folder / "recipe.toml")
+        recipe = recipe.tiny() if options.tiny else recipe
+        with free_device() as device:
+            if device is None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # a run fills the GPU: the picture is made without it
+            told = _look(recipe, options.data, options.folder / "cells.png", tiny=options.tiny, measure=device is not None)
+        write_json(options.folder / "told.json", told)
+    except BlastoscopeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _look(recipe: Recipe, data: Path, picture: Path, *, tiny: bool, measure: bool) -> dict:
+    from training.run import Run, _thinned, divide
+
+    run = Run(picture.parent, recipe, data, print)  # finds the files that the recipe starts from
+    cells = _thinned(index_cells(run.data)) if tiny else index_cells(run.data)
+    parts = divide(cells, recipe)
+    rows = parts[0].training
+    rows = np.concatenate([of[np.linspace(0, len(of) - 1, min(16, len(of))).astype(int)] for of in _by_class(cells, rows)])
+    few = cells.choose(rows)
+    framed = np.stack([_framed(file, recipe.framing) for file in few.files])
+    _draw(recipe, framed[:: len(framed) // SHOWN][:SHOWN], picture)
+    if not measure:
+        return {"seconds": None, "sentence": "Not measured: a run holds the device."}
+    step, forward, device = _time(run.recipe, framed, few)
+    seconds = sum(_seconds(recipe, cells, part, step, forward) for part in parts)
+    if recipe.refit:
+        seconds *= 1 + 1 / len(parts)
+    networks = len(parts) + recipe.refit
+    work = f"{recipe.epochs} epochs each, {1000 * step / recipe.batch_size:.0f} ms a cell"
+    if not recipe.epochs:
+        work = f"a regression on what an untouched network sees, {1000 * forward:.0f} ms a cell"
+    sentence = f"About {in_words(seconds)} on {device}: {networks} network{'s' if networks > 1 else ''}, {work}."
+    return {"seconds": seconds, "sentence": sentence + (" Early stopping may end it sooner." if recipe.patience else "")}
+
+
+def _by_class(cells, rows) -> list[np.ndarray]:
+    return [rows[cells.y_true[rows] == value] for value in (1, 0)]
+
+
+def _draw(recipe: Recipe, framed: np.ndarray, picture: Path) -> None:
+    """A row a cell: as it is, then as augmentation draws it."""
+    from training.augment import augmentation
+
+    shown = np.repeat(framed, VERSIONS, axis=0)
+    for layer in augmentation(recipe):
+        shown = layer(shown, training=True)
+    shown = np.clip(np.asarray(shown), 0, 255).astype("uint8").reshape(len(framed), VERSIONS, *framed.shape[1:])
+    _sheet(np.concatenate([framed[:, None], shown], axis=1), apart=10).save(picture)
+
+
+def _sheet(tiles: np.ndarray, apart: int = 0) -> Image.Image:
+    """uint8 (rows, columns, S, S, 3) as one picture; the first column stands `apart` by so many pixels."""
+    rows, columns = tiles.shape[:2]
+    step = TILE + GAP
+    sheet = Image.new("RGB", (columns * step - GAP + apart, rows * step - GAP), "#050507")
+    for row in range(rows):
+        for column in range(columns):
+            small = Image.fromarray(tiles[row, column]).resize((TILE, TILE), Image.Resampling.BILINEAR)
+            sheet.paste(small, (column * step + apart * (column > 0), row * step))
+    return sheet
+
+
+def draw_samples(cells: Cells, framing: FrameSpec, *, columns: int = 6) -> tuple[bytes, list[str]]:
+    """Cells as a network would be fed them, without augmentation: a row of ALL, a row of HEM, of as many subjects as go.
+
+    Returns:
+        PNG, and the names of the cells shown; one that cannot be read is black.
+    """
+    rows = [of[np.linspace(0, len(of) - 1, columns).astype(int)] for of in _by_class(cells, np.arange(len(cells)))]
+    names = [cell_label(cells.files[row]) for row in np.concatenate(rows)]
+    tiles = np.stack([np.stack([_framed(cells.files[row], framing) for row in of]) for of in rows])
+    buffer = io.BytesIO()
+    _sheet(tiles).save(buffer, "PNG")
+    return buffer.getvalue(), names
+
+
+def _framed(file: Path, framing: FrameSpec) -> np.ndarray:
+    try:
+        return frame_cell(decode_image(file.read_bytes(), name=cell_label(file))[0], framing)
+    except (InputError, OSError):
+        return np.zeros((framing.size, framing.size, 3), "uint8")
+
+
+def _time(recipe: Recipe, framed: np.ndarray, few: Cells) -> tuple[float, float, str]:
+    """Seconds of a training step as the run takes it (0 without epochs), of a cell's forward pass, and the device."""
+    import keras
+
+    from training.fit import Part, build_network, fit
+    from training.run import _precision
+
+    clock, step = _Clock(), 0.0
+    with _precision(recipe.precision), tempfile.TemporaryDirectory() as folder:
+        network = build_network(recipe)
+        logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
+        logit_of.predict_on_batch(framed.astype("float32"))  # compiles
+        began = time.perf_counter()
+        logit_of.predict_on_batch(framed.astype("float32"))
+        forward = (time.perf_counter() - began) / len(framed)
+        if recipe.epochs:
+            draws = (STEPS + 2) * recipe.batch_size
+            short = replace(recipe, probe=0.0, head_epochs=0, epochs=1, draws_per_epoch=draws)
+            part = Part(name="trial", training=np.arange(len(few)), validation=np.arange(0), test=np.arange(0))
+            with contextlib.suppress(Stopped):
+                fit(network, short, framed, few, part, Path(folder), clock)
+            step = float(np.median(np.diff(clock.times)))
+    return step, forward, str(keras.distribution.list_devices()[0]).split(":")[0].upper()
+
+
+class _Clock:
+    """What `fit` reports to: it stops after a few steps."""
+
+    def __init__(self):
+        self.times = []
+
+    def progress(self, **values):
+        self.times.append(time.perf_counter())
+
+    def stopping(self) -> bool:
+        return len(self.times) > STEPS
+
+    def log(self, line):
+        pass
+
+    history = subjects = log
+
+
+def _seconds(recipe: Recipe, cells: Cells, part, step: float, forward: float) -> float:
+    """Of one fit: its steps, and forward passes over what is only looked at."""
+    from training.fit import Draws
+
+    batches = len(Draws(recipe, np.zeros(0), cells, part.training))
+    looked = recipe.epochs * len(part.validation) + recipe.rotations * len(part.test)
+    looked += len(part.training) if recipe.probe else 0
+    return step * (recipe.epochs + recipe.head_epochs) * batches + forward * looked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

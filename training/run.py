@@ -1,0 +1,519 @@
+"""A run: one recipe on one folder of cells, in one run folder that tells everything and resumes after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import model_zoo
+from model_zoo import Card
+from model_zoo._checkpoint import WEIGHTS, hash_weights
+from model_zoo._onnx import write_onnx
+from training.data import (
+    TEST,
+    TRAINING,
+    VALIDATION,
+    Cells,
+    check_sides,
+    index_cells,
+    pack_cells,
+    split_by_image,
+    split_by_subject,
+    split_official,
+    verify_cells,
+)
+from training.devices import find_devices, spread
+from training.errors import DataError, OutOfMemory, RunError, Stopped
+from training.fit import Part, append_rows, build_network, fit, predict_logit, save_arrays
+from training.metrics import bootstrap_metrics, fit_temperature, youden_threshold
+from training.recipe import Recipe, make_recipe, read_recipe, write_recipe
+
+SENTENCES = {
+    "by_subject": "Measured on subjects the network never saw; subjects that share a picture stay on one side.",
+    "official": "Measured on the official preliminary test set: subjects the network never saw.",
+    "image_level": "image-level split: cells of a patient on both sides. The figures are not those of an unseen patient.",
+}
+
+
+def train(
+    recipe_file: Path,
+    data: Path,
+    out: Path,
+    *,
+    tiny: bool = False,
+    changes: dict | None = None,
+    log: Callable[[str], None] = print,
+) -> Card:
+    """Run a recipe; `out` becomes a run folder and, once finished, a checkpoint folder.
+
+    Validation cells choose the epoch, the temperature and the operating point; test cells are read once, at the end.
+
+    Args:
+        recipe_file: a TOML recipe.
+        data: folder of C-NMC cells, see `index_cells`; `weights` of the recipe is relative to it.
+        tiny: the recipe at a size that ends within minutes; its figures mean nothing.
+        changes: settings that replace the recipe's.
+    Raises:
+        RecipeError, DataError, RunError: before anything is written.
+        Stopped: a file `stop` appeared in the run folder.
+    """
+    out, shipped = Path(out), read_recipe(recipe_file)
+    if (out / "run.json").exists() and read_state(out)["state"] != "queued":
+        raise RunError(f"{out} already holds a run. Resume it: python -m training {out}. Or give another --out.")
+    recipe = make_recipe(asdict(shipped) | (changes or {}), origin=str(recipe_file))
+    recipe = recipe.tiny() if tiny else recipe
+
+    def keep_recipe(path: Path) -> None:
+        if recipe == shipped:
+            shutil.copy(recipe_file, path)  # with its comments
+        else:
+            write_recipe(recipe, path)
+
+    return Run(out, recipe, Path(data), log).execute(keep_recipe, tiny)
+
+
+def resume(folder: Path, *, log: Callable[[str], None] = print) -> Card:
+    """Go on with a run that was stopped or killed, exactly as if it had not been.
+
+    Raises:
+        RunError: no run, or a finished one. DataError: the cells are no longer the ones it began with.
+    """
+    folder = Path(folder)
+    told = read_state(folder)
+    if told["state"] == "finished":
+        raise RunError(f"{folder} is finished. To train again, start its recipe with another --out.")
+    return Run(folder, read_recipe(folder / "recipe.toml"), Path(told["data"]), log).execute(None, told["tiny"])
+
+
+def read_state(folder: Path) -> dict:
+    """What run.json says.
+
+    Raises:
+        RunError: it is missing or unreadable.
+    """
+    try:
+        return json.loads((Path(folder) / "run.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no run. Start one: python -m training RECIPE --out {folder}") from error
+
+
+class Run:
+    """The run folder in the making; `fit` reports to it."""
+
+    def __init__(self, folder: Path, recipe: Recipe, data: Path, log: Callable[[str], None]):
+        self.folder, self.data, self._say, self._told, self._progress = folder, data.resolve(), log, {}, {}
+        starts = {name: data / getattr(recipe, name) for name in ("weights", "teacher")}
+        starts = {name: file for name, file in starts.items() if getattr(recipe, name) not in ("", "imagenet")}
+        for file in starts.values():
+            if not file.is_file():
+                raise DataError(f"The recipe starts from {file}, which does not exist.")
+        self.recipe = replace(recipe, **{name: str(file) for name, file in starts.items()})
+        self._written, self.untouched = 0.0, None
+
+    def execute(self, keep_recipe: Callable[[Path], None] | None, tiny: bool) -> Card:
+        """Train from the start, after `keep_recipe` wrote the recipe into the folder, or, without it, go on."""
+        devices = find_devices(self.recipe.devices)
+        cells = self.chosen(tiny)
+        parts = divide(cells, self.recipe)
+        known = read_state(self.folder) if (self.folder / "run.json").exists() else {}
+        if known.get("data_fingerprint", cells.fingerprint) != cells.fingerprint:
+            raise DataError(f"{self.data} no longer holds the cells that {self.folder} began with. Start a new run.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.recipe.protocol != "image_level":
+            for part in parts:
+                check_sides(cells, part.sides(len(cells)))
+        if keep_recipe:
+            keep_recipe(self.folder / "recipe.toml")
+        self._told = {"started": _now(), "seconds": 0} | known
+        self.told(
+            state="running",
+            message="",
+            pid=os.getpid(),
+            ended="",
+            data=str(self.data),
+            tiny=tiny,
+            data_fingerprint=cells.fingerprint,
+            command=f"python -m training {' '.join(sys.argv[1:])}",
+            device=" ".join(devices),
+            versions={p: version(p) for p in ("keras", keras.backend.backend(), "numpy")},
+            commit=_commit(),
+            seed=self.recipe.seed,
+        )
+        began = time.time()
+        try:
+            card = self._train(cells, parts)
+        except BaseException as error:
+            state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+            message = str(error) or type(error).__name__
+            with contextlib.suppress(OSError):  # a full disk is the very reason, it may be
+                self.told(
+                    state=state, message=message, ended=_now(), seconds=self._told["seconds"] + round(time.time() - began)
+                )
+                self.log(f"{state}: {message}")
+            raise
+        self.told(state="finished", ended=_now(), seconds=self._told["seconds"] + round(time.time() - began))
+        (self.folder / "progress.json").unlink(missing_ok=True)
+        return card
+
+    def chosen(self, tiny: bool) -> Cells:
+        """The cells of the data folder that can be read, with what was found in them; a few of each subject if `tiny`."""
+        cells = index_cells(self.data)
+        if tiny:
+            cells = _thinned(cells)
+        cells, self.findings = verify_cells(cells, cache=_cache(), progress=_every(500, "looked at", self._say))
+        return cells
+
+    # --- what fit() reports to ---
+
+    def log(self, line: str) -> None:
+        self._say(line)
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{_now()} {line}\n")
+
+    def told(self, **changes) -> None:
+        self._told |= changes
+        _write_json(self.folder / "run.json", self._told)
+
+    def progress(self, **values) -> None:
+        self._progress |= values
+        if time.time() - self._written >= 1 or values.get("batch") == values.get("batches"):
+            _write_json(self.folder / "progress.json", self._progress)
+            self._written = time.time()
+
+    def history(self, row: dict) -> None:
+        append_rows(self.folder / "history.csv", [row])
+
+    def subjects(self, rows: list[dict]) -> None:
+        append_rows(self.folder / "subjects.csv", rows)
+
+    def stopping(self) -> bool:
+        return (self.folder / "stop").exists()
+
+    # --- the run itself ---
+
+    def _train(self, cells: Cells, parts: list[Part]) -> Card:
+        for sentence in self.findings:
+            self.log(sentence)
+        packed, _ = pack_cells(cells, self.recipe.framing, cache=_cache(), progress=_every(500, "packed", self.log))
+        for side in ("training", "validation", "test"):
+            chosen = np.isin(np.arange(len(cells)), getattr(parts[0], side))
+            self.log(f"{parts[0].name} {side:10} {cells.count(chosen)}")
+        results = []
+        for done, part in enumerate(parts):
+            self.progress(folds_done=done, folds_total=len(parts) + self.recipe.refit)
+            results.append(self._one(packed, cells, part))
+        served = results[0] if len(parts) == 1 else None
+        if self.recipe.refit:
+            served = self._refit(packed, cells, parts, results)
+        return self._finish(cells, parts, results, served)
+
+    def _one(self, packed, cells: Cells, part: Part, recipe: Recipe | None = None) -> dict:
+        """Fit one part, or read what an earlier try of it left; its held-out logits and its calibration."""
+        recipe, folder = recipe or self.recipe, self.folder / part.name
+        folder.mkdir(exist_ok=True)
+        if not (folder / "held.npz").exists():
+            network = self._fit(packed, cells, part, recipe, folder)
+            rows = {"validation": part.validation, "test": part.test}
+            logits = {
+                side: predict_logit(network, packed, of, batch_size=recipe.batch_size, rotations=recipe.rotations)
+                for side, of in rows.items()
+            }
+            write_onnx(network, folder / WEIGHTS)
+            save_arrays(folder / "held.npz", logits)
+            (folder / "last.npz").unlink(missing_ok=True)
+        with np.load(folder / "held.npz") as held:
+            return {"folder": folder, "validation": held["validation"], "test": held["test"]}
+
+    def _fit(self, packed, cells, part, recipe, folder):
+        split_batch = 1
+        while True:
+            keras.backend.clear_session()
+            keras.utils.set_random_seed(recipe.seed)
+            with _precision(recipe.precision):
+                with spread(recipe.devices):
+                    network = build_network(recipe)
+                try:
+                    fit(network, recipe, packed, cells, part, folder, self, split_batch=split_batch)
+                    return network
+                except OutOfMemory as error:
+                    split_batch *= 2
+                    smaller = recipe.batch_size // split_batch
+                    if not smaller or smaller % recipe.devices:
+                        raise
+                    for file in ("last.npz", "best.npz"):
+                        (folder / file).unlink(missing_ok=True)
+                    self.log(f"{error} It starts again with {smaller} at a time, {split_batch} times a step.")
+
+    def _refit(self, packed, cells: Cells, parts: list[Part], results: list[dict]) -> dict:
+        """The network that is served: all subjects train it, for as many epochs as the folds did best with, at the median."""
+        best = [_best_epoch(self.folder, part.name, self.recipe) for part in parts]
+        epochs = max(1, round(float(np.median(best)))) if self.recipe.epochs else 0
+        self.log(f"refit on all subjects for {epochs} epochs; the folds did best with {best}")
+        rows, none = (
+            np.unique(np.concatenate([np.concatenate([p.training, p.validation, p.test]) for p in parts])),
+            np.zeros(0, int),
+        )
+        part = Part(name="all", training=rows, validation=none, test=none)
+        return self._one(packed, cells, part, replace(self.recipe, epochs=epochs, patience=0))
+
+    def _finish(self, cells: Cells, parts: list[Part], results: list[dict], served: dict | None) -> Card:
+        """Calibrate, measure, and write the checkpoint's files, the card last: with it, the folder is a checkpoint."""
+        rows, logit, p_all, threshold = [], [], [], []
+        reported = "test" if any(len(part.test) for part in parts) else "validation"
+        calibrations = _calibrations(cells, parts, results)
+        for part, result, (temperature, operating_point) in zip(parts, results, calibrations, strict=True):
+            rows.append(getattr(part, reported))
+            logit.append(result[reported])
+            p_all.append(_sigmoid(result[reported] / temperature))
+            threshold.append(np.full(len(rows[-1]), operating_point))
+        fold = np.concatenate([np.full(len(r), part.name) for r, part in zip(rows, parts, strict=True)])
+        rows, logit, p_all, threshold = map(np.concatenate, (rows, logit, p_all, threshold))
+        if len(parts) == 1:
+            temperature, operating_point = calibrations[0]
+        else:
+            temperature, operating_point = _calibrate(cells, rows, logit)
+        _write_predictions(self.folder / "predictions.csv", cells, rows, logit, p_all, threshold, fold)
+        if served:
+            for file in served["folder"].glob("model.*"):
+                shutil.copy(file, self.folder)
+        card = self._card(cells, parts, reported, rows, p_all, threshold, temperature, operating_point, bool(served))
+        card.write(self.folder / "card.json")
+        auroc, low, high = card.metrics["auroc"]
+        self.log(f"wrote {self.folder}: AUROC {auroc:.3f} ({low:.3f} to {high:.3f}) on {cells.count(_mask(cells, rows))}")
+        return card
+
+    def _card(self, cells, parts, reported, rows, p_all, threshold, temperature, operating_point, served) -> Card:
+        recipe, y_true, subjects = self.recipe, cells.y_true[rows], cells.subjects[rows]
+        metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
+        called = p_all >= threshold
+        history = _read_rows(self.folder / "history.csv")
+        steps = max(1, (recipe.draws_per_epoch or len(parts[0].training)) // recipe.batch_size)
+        sentence = SENTENCES[recipe.protocol]
+        if reported == "validation":
+            sentence += " The cells that chose the epoch are the ones reported, as in the paper."
+        if recipe.refit:
+            sentence += (
+                " Each figure is of a network that did not see the subject; the one served was then trained on all of them."
+            )
+        epochs = [row for row in history if row["fold"] != "all"]
+        return Card(
+            name=self.folder.name,
+            title=recipe.title,
+            architecture=recipe.architecture,
+            framing=recipe.framing,
+            paper=recipe.paper,
+            positive_class="ALL",
+            summary=recipe.summary,
+            data={
+                "source": "C-NMC 2019 (Gupta & Gupta, The Cancer Imaging Archive, doi 10.7937/tcia.2019.dc64i46r, CC BY 3.0)",
+                "fingerprint": cells.fingerprint,
+                **{
+                    side: cells.count(_mask(cells, np.concatenate([getattr(p, side) for p in parts])))
+                    for side in ("training", "validation", "test")
+                },
+                "training_subjects": sorted(
+                    set(cells.subjects)
+                    if recipe.refit
+                    else {s for p in parts for side in (p.training, p.validation) for s in cells.subjects[side]}
+                ),
+            },
+            split={
+                "protocol": {"by_subject": "by subject", "official": "official test set", "image_level": "image-level"}[
+                    recipe.protocol
+                ],
+                "sentence": sentence,
+                "folds": recipe.folds,
+                "test_folds": [part.name for part in parts],
+                "seed": recipe.seed,
+            },
+            training={
+                "epochs": recipe.epochs,
+                "best_epoch": int(np.median([_best_epoch(self.folder, part.name, recipe) for part in parts])),
+                "cells_drawn": sum(row["epoch"] != "0" for row in history) * steps * recipe.batch_size,
+                "networks": len(parts) + recipe.refit,
+                "hours": round(sum(_seconds(history, name) for name in {row["fold"] for row in history}) / 3600, 4),
+                "device": self._told["device"],
+                "start": _start(recipe),
+                "teacher": f"features of an ImageNet network ({Path(recipe.teacher).name})" if recipe.teacher else "",
+                "validation_auroc": _mean([float(row["validation_auroc"]) for row in epochs]) if epochs else None,
+            },
+            metrics=metrics,
+            operating_points={
+                "default": {
+                    "threshold": operating_point,
+                    "chosen": "largest sensitivity + specificity, on cells that are not measured, subjects weighing alike",
+                    "sensitivity": metrics["sensitivity"],
+                    "specificity": metrics["specificity"],
+                }
+            },
+            temperature=temperature,
+            rotations=recipe.rotations,
+            subjects=[
+                [s, int(y_true[of][0]), int(of.sum()), int(called[of].sum())]
+                for s in sorted(set(subjects))
+                for of in [subjects == s]
+            ],
+            limits=[
+                "One laboratory's stain and microscope; other laboratories were not tested.",
+                "Only single, segmented cells on black at C-NMC's magnification.",
+                "Told apart: ALL blasts and healthy B-lymphoid precursors. Any other cell type is misread.",
+                "Each subject is all ALL or all HEM, so the share of blasts in a mixed sample could not be validated.",
+            ],
+            weights_sha256=hash_weights(self.folder / WEIGHTS) if served else "",
+            licence="CC BY 4.0 (weights); trained on CC BY 3.0 data",
+            versions=self._told["versions"],
+        )
+
+
+def divide(cells: Cells, recipe: Recipe) -> list[Part]:
+    """The fits that a recipe's protocol asks for.
+
+    Raises:
+        DataError: too few subjects for the folds, or no preliminary test set where the protocol is "official".
+    """
+    if recipe.protocol == "image_level":
+        rows = np.arange(len(cells)) if cells.preliminary is None else np.flatnonzero(~cells.preliminary)
+        sides = split_by_image(cells.choose(rows), shares=recipe.shares, seed=recipe.seed)
+        training, validation, test = (rows[sides == side] for side in (TRAINING, VALIDATION, TEST))
+        return [Part(name="image_level", training=training, validation=validation, test=test)]
+    if recipe.protocol == "official":
+        sides = split_official(cells)
+        training = np.flatnonzero(sides == TRAINING)
+        fold_of = split_by_subject(cells.choose(training), folds=recipe.folds, seed=recipe.seed)
+        held = training[(fold_of == 0) & recipe.validation]
+        rest = np.setdiff1d(training, held)
+        return [Part(name="official", training=rest, validation=held, test=np.flatnonzero(sides == TEST))]
+    fold_of = split_by_subject(cells, folds=recipe.folds, seed=recipe.seed)
+    parts = []
+    for k in recipe.test_folds or range(recipe.folds):
+        test, validation = fold_of == k, (fold_of == (k + 1) % recipe.folds) & recipe.validation
+        rows = {"training": ~(test | validation), "validation": validation, "test": test}
+        parts.append(Part(name=f"fold_{k}", **{side: np.flatnonzero(where) for side, where in rows.items()}))
+    return parts
+
+
+def _thinned(cells: Cells, each: int = 2) -> Cells:
+    """At most `each` cells a subject: enough for a run that shows that everything works."""
+    seen: dict[str, int] = {}
+    keep = np.zeros(len(cells), bool)
+    for i, subject in enumerate(cells.subjects):
+        seen[subject] = seen.get(subject, 0) + 1
+        keep[i] = seen[subject] <= each
+    return cells.choose(keep)
+
+
+def _calibrations(cells: Cells, parts: list[Part], results: list[dict]) -> list[tuple[float, float]]:
+    """Temperature and threshold for each part, from cells that are not its test cells: its validation cells, or,
+    where it has none, the other parts' held-out ones."""
+    found = []
+    for i, (part, result) in enumerate(zip(parts, results, strict=True)):
+        others = [j for j in range(len(parts)) if j != i]
+        if len(part.validation):
+            found.append(_calibrate(cells, part.validation, result["validation"]))
+        elif others:
+            rows = np.concatenate([parts[j].test for j in others])
+            found.append(_calibrate(cells, rows, np.concatenate([results[j]["test"] for j in others])))
+        else:
+            found.append((1.0, 0.5))
+    return found
+
+
+def _calibrate(cells: Cells, rows, logit) -> tuple[float, float]:
+    """Temperature and threshold, rounded as the card gives them: figures are measured with what is served."""
+    y_true = cells.y_true[rows]
+    temperature = round(fit_temperature(y_true, logit), 4)
+    return temperature, round(youden_threshold(y_true, _sigmoid(logit / temperature), cells.subjects[rows]), 4)
+
+
+def _cache() -> Path:
+    """Where verified and packed cells are kept, by content: beside the runs."""
+    return model_zoo.runs_folder() / "cache"
+
+
+def _sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def _mask(cells: Cells, rows) -> np.ndarray:
+    return np.isin(np.arange(len(cells)), rows)
+
+
+def _best_epoch(folder: Path, name: str, recipe: Recipe) -> int:
+    rows = [row for row in _read_rows(folder / "history.csv") if row["fold"] == name]
+    if not recipe.validation or not rows:
+        return recipe.epochs
+    best = (min if recipe.watch == "loss" else max)(rows, key=lambda row: float(row[f"validation_{recipe.watch}"]))
+    return int(best["epoch"])
+
+
+def _seconds(history: list[dict], name: str) -> float:
+    return max(float(row["seconds"]) for row in history if row["fold"] == name)
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if np.isfinite(values).all() else None
+
+
+def _start(recipe: Recipe) -> str:
+    return f"ImageNet ({Path(recipe.weights).name})" if recipe.weights else "random weights"
+
+
+def _read_rows(path: Path) -> list[dict]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, fold) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "subject", "y_true", "logit", "p_all", "threshold", "fold"])
+        for row, z, p, t, k in zip(rows, logit, p_all, threshold, fold, strict=True):
+            writer.writerow([cells.files[row].name, cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.6f}", t, k])
+
+
+@contextlib.contextmanager
+def _precision(name: str):
+    """Keras' precision policy for the networks built inside."""
+    if name == "auto":
+        name = "mixed_bfloat16" if any("gpu" in d.lower() for d in keras.distribution.list_devices()) else "float32"
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _commit() -> str:
+    """The git commit of this source, "" where it is no checkout."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def _write_json(path: Path, value: dict) -> None:
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text(json.dumps(value, indent=1), "utf-8")
+    unfinished.replace(path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _every(step: int, verb: str, log) -> Callable[[int, int], None]:
+    return lambda done, total: log(f"{verb} {done} of {total}") if done % step == 0 or done == total else None
