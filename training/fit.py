@@ -215,9 +215,8 @@ def _fit_head(network, trainer, recipe: Recipe, draws, loss, report) -> None:
 def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report) -> None:
     """Set the last layer to the logistic regression on the training cells' embeddings, each class and subject weighed as drawn.
 
-    Where the embedding joins several kinds of features, to the mean of one regression for each kind.
-
-    An embedding that is a batch norm takes over the embeddings' statistics, so that all features count alike.
+    An embedding that is a batch norm takes over the embeddings' statistics, so that all features count alike. Where it
+    joins several kinds of features, the last layer is the mean of one regression for each kind.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -251,12 +250,13 @@ def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report) -> None:
 
 
 def _kinds_of_features(embedding) -> list[slice]:
-    """The columns of each tensor that a concatenation before the embedding joins; all of them where there is none.
+    """The columns of each tensor that were joined into what the embedding normalises; else all columns are one kind.
 
     A regression for each kind, averaged, errs less than one for all: they err apart.
     """
     before = embedding.input._keras_history.operation
-    joined = before.input if isinstance(before, keras.layers.Concatenate) else [embedding.output]
+    apart = isinstance(embedding, keras.layers.BatchNormalization) and isinstance(before, keras.layers.Concatenate)
+    joined = before.input if apart else [embedding.output]
     ends = np.cumsum([tensor.shape[-1] for tensor in joined])
     return [slice(end - tensor.shape[-1], end) for end, tensor in zip(ends, joined, strict=True)]
 

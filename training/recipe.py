@@ -39,7 +39,8 @@ class Recipe:
         weights: "" for a random start, "imagenet" (downloaded by Keras), or a `.weights.h5` file of the backbone,
             relative to the data folder.
         probe: above 0, the last layer starts as the logistic regression, of this inverse L2 penalty, on the embeddings of
-            the training cells: the best answer of an untouched backbone. With epochs = 0 it is the network.
+            the training cells: the best answer of an untouched backbone. With epochs = 0 it is the network. Where the
+            embedding joins several kinds of features, it is the mean of a regression for each.
         probe_persons: how much of what tells persons of one class apart is taken from the probe; 0 for nothing.
         head_epochs: epochs, at ten times the rate, in which only the layers after the backbone train; its pretrained
             features are not torn up by a random head. Kumar et al. 2022, arXiv:2202.10054.
