@@ -40,6 +40,7 @@ bench: $(VENV)/dev.stamp  ## print the benchmark tables (needs BLASTOSCOPE_DATA)
 	$(BIN)/python -m benchmarks.input_pipeline
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.size_alone
+	$(BIN)/python -m benchmarks.folds
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

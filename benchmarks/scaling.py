@@ -143,9 +143,9 @@ def work_of(recipe: Recipe) -> Work:
         return (recipe.epochs + recipe.head_epochs) * (recipe.draws_per_epoch or cells)
 
     looked_at = fits * (recipe.epochs * validation + recipe.rotations * (validation + test)) + TRAINING * bool(recipe.probe)
-    return Work(
-        networks=fits + recipe.refit, drawn=fits * draws(training) + recipe.refit * draws(TRAINING), looked_at=looked_at
-    )
+    lessons = recipe.teach_epochs * (recipe.draws_per_epoch or TRAINING)
+    drawn = fits * draws(training) + recipe.refit * draws(TRAINING) + lessons
+    return Work(networks=fits + recipe.refit, drawn=drawn, looked_at=looked_at)
 
 
 def in_hours(hours: float) -> str:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from inference.images import rotate_cells
+from inference.images import resize_cells, rotate_cells
 from model_zoo import Checkpoint
 
 ROTATIONS = (1, 8)
@@ -35,7 +35,13 @@ class Engine:
         self.rotations = _check_rotations(self.card.rotations if rotations is None else rotations)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(str(checkpoint.weights), options, providers=["CPUExecutionProvider"])
+        self._networks = [
+            (
+                network.card.framing.size,
+                onnxruntime.InferenceSession(str(network.weights), options, providers=["CPUExecutionProvider"]),
+            )
+            for network in checkpoint.networks
+        ]
 
     def over(self, rotations: int) -> Engine:
         """This engine over another number of rotations; both share the loaded network. Raises ValueError."""
@@ -57,8 +63,8 @@ class Engine:
         Args:
             cells: uint8 (N, S, S, 3), from `frame_cell` with this checkpoint's framing.
         Returns:
-            p_all float32 (N,), calibrated by the card's temperature; embedding float32 (N, D). Both of the mean over
-            the rotations.
+            p_all float32 (N,), calibrated by the card's temperature; embedding float32 (N, D), an ensemble's those of its
+            members side by side. Both of the mean over the rotations; an ensemble's logit is the mean of its members'.
         Raises:
             ValueError: another type or shape.
         """
@@ -88,7 +94,11 @@ class Engine:
         return [np.mean(arrays, axis=0) for arrays in zip(*views, strict=True)]
 
     def _run(self, cells: np.ndarray) -> list[np.ndarray]:
-        return self._session.run(["logit", "embedding"], {"cells": cells})
+        found = []
+        for size, session in self._networks:
+            found.append(session.run(["logit", "embedding"], {"cells": resize_cells(cells, size)}))
+        logits, embeddings = zip(*found, strict=True)
+        return [np.mean(logits, axis=0), np.concatenate(embeddings, axis=1)]
 
 
 def _check_rotations(rotations: int) -> int:

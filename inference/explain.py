@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from inference.images import resize_cells
 from model_zoo import Checkpoint
 
 # inferno, sampled (van der Walt & Smith 2015): ordered in lightness, readable with any colour vision
@@ -57,7 +58,11 @@ def grad_cam(model, layer: str) -> Callable[..., np.ndarray]:
 
 
 class Explainer:
-    """A checkpoint's Grad-CAM at its deepest cam layer. Safe for several threads: one at a time."""
+    """A checkpoint's Grad-CAM at its first cam layer; an ensemble's is the mean of its members'. One thread at a time.
+
+    Attributes:
+        layers: the layer that is looked at, of each network.
+    """
 
     def __init__(self, checkpoint: Checkpoint):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -67,8 +72,10 @@ class Explainer:
 
         # one cell needs no GPU, and TensorFlow would take all of its memory from a training run
         tf.config.set_visible_devices([], "GPU")
-        self.layer = model_zoo.find_architecture(checkpoint.card.architecture).cam_layers[0]
-        self._cam = grad_cam(checkpoint.keras_model(), self.layer)
+        cards = [network.card for network in checkpoint.networks]
+        self.layers = [model_zoo.find_architecture(card.architecture).cam_layers[0] for card in cards]
+        self._sizes = [card.framing.size for card in cards]
+        self._cams = [grad_cam(net.keras_model(), layer) for net, layer in zip(checkpoint.networks, self.layers, strict=True)]
         self._lock = threading.Lock()
         size = checkpoint.card.framing.size
         self.cam(np.zeros((1, size, size, 3), "uint8"))  # trace now, not when the first cell waits
@@ -76,7 +83,22 @@ class Explainer:
     def cam(self, cells: np.ndarray, label: str = "ALL") -> np.ndarray:
         """What speaks for `label`: uint8 (N, S, S, 3) -> float32 (N, h, w), >= 0."""
         with self._lock:
-            return self._cam(cells, label)
+            maps = [cam(resize_cells(cells, size), label) for cam, size in zip(self._cams, self._sizes, strict=True)]
+        return maps[0] if len(maps) == 1 else average_cams(maps)
+
+
+def average_cams(maps: list[np.ndarray]) -> np.ndarray:
+    """Mean of the maps of several networks, float (N, h, w) each, on the finest of their grids.
+
+    A place of a coarse map stands for more of the window: values are taken per area before they are averaged.
+    """
+    finest = max(cams.shape[1:] for cams in maps)
+    total = np.zeros((len(maps[0]), *finest), "float32")
+    for cams in maps:
+        for i, cam in enumerate(cams):
+            enlarged = Image.fromarray(cam.astype("float32")).resize(finest[::-1], Image.Resampling.BILINEAR)
+            total[i] += np.asarray(enlarged) * cam.size
+    return total / len(maps)
 
 
 def colorize(values: np.ndarray) -> np.ndarray:

@@ -114,10 +114,17 @@ def frame_cell(image: np.ndarray, spec: FrameSpec, *, box: tuple[int, int, int, 
     Returns:
         uint8 (size, size, 3).
     """
-    window = crop_cell(image, spec.crop, box=box)
-    if spec.size == spec.crop:
-        return window
-    return np.asarray(Image.fromarray(window).resize((spec.size, spec.size), Image.Resampling.BILINEAR))
+    return resize_cells(crop_cell(image, spec.crop, box=box)[None], spec.size)[0]
+
+
+def resize_cells(windows: np.ndarray, size: int) -> np.ndarray:
+    """The one antialiased resize: uint8 (N, crop, crop, 3) -> (N, size, size, 3)."""
+    if size == windows.shape[1]:
+        return windows
+    resized = np.empty((len(windows), size, size, 3), "uint8")
+    for i, window in enumerate(windows):
+        resized[i] = np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.BILINEAR))
+    return resized
 
 
 def rotate_cells(cells: np.ndarray, turns: int) -> np.ndarray:

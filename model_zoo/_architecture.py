@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import keras
@@ -29,6 +29,8 @@ class Architecture:
         input_size: S in pixels, as published or as tested best.
         cam_layers: names of 4-D activation layers, one per branch, deepest first.
         source: the paper and what is ours.
+        lessons: what the network can be taught without labels: name of a 4-D layer -> how many pixels its places are apart,
+            and the maps it is to give: layers of mobilenet_v2_pyramid, whose channels are joined.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Architecture:
     input_size: int
     cam_layers: tuple[str, ...]
     source: str
+    lessons: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
 
 def one_logit(embedding):

@@ -1,7 +1,7 @@
 """A checkpoint: a folder with model.onnx (graph and weights), card.json, and what its training left behind.
 
 Large weights lie in model.0.bin, model.1.bin, ... beside model.onnx. A folder may also hold a card without weights: what
-was measured, not to be read cells with.
+was measured, not to be read cells with; or, of an ensemble, a card that names its members, folders beside it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Card:
     bootstrap, on held-out subjects: auroc, sensitivity, specificity, ... and whatever else was measured.
     `operating_points`: name -> {threshold, sensitivity, specificity}.
     `subjects`: held-out subjects as [subject, y_true, n cells, n called ALL at the default operating point].
-    `weights_sha256`: of all weights files together, see `hash_weights`; "" where the folder has none.
-    `rotations`: views of a cell whose logits are averaged. `members`: checkpoints whose logits an ensemble averages.
+    `weights_sha256`: of all weights files together, see `hash_weights`, or of all members', see `hash_members`; "" where there
+    are none. `rotations`: views of a cell whose logits are averaged. `members`: checkpoints whose logits an ensemble
+    averages; they cut the same window, which is the ensemble's framing, and each resizes it for itself.
     `paper`: "000" to "004", or "" for ours.
     """
 
@@ -80,10 +81,19 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A verified folder. Nothing in it is ever executed or unpickled."""
+    """A verified folder. Nothing in it is ever executed or unpickled.
+
+    `members`: the networks of an ensemble, which has no weights of its own; () for any other.
+    """
 
     path: Path
     card: Card
+    members: tuple[Checkpoint, ...] = ()
+
+    @property
+    def networks(self) -> tuple[Checkpoint, ...]:
+        """The networks that read a cell: the members, or itself."""
+        return self.members or (self,)
 
     @property
     def name(self) -> str:
@@ -118,6 +128,11 @@ def hash_weights(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_members(hashes: list[str]) -> str:
+    """SHA-256 of an ensemble's members, from theirs, hexadecimal."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint folder.
 
@@ -125,14 +140,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: no card, no weights, or weights that are not the ones the card was measured with.
     """
     path = Path(path)
-    checkpoint = Checkpoint(path=path, card=Card.read(path / "card.json"))
-    if not checkpoint.weights.is_file():
+    card = Card.read(path / "card.json")
+    members = tuple(load_checkpoint(path.parent / name) for name in card.members)
+    checkpoint = Checkpoint(path=path, card=card, members=members)
+    if any(member.members or member.card.framing.crop != card.framing.crop for member in members):
+        raise CheckpointError(f"{path} joins ensembles, or networks that see different windows. Make it again from others.")
+    if not members and not checkpoint.weights.is_file():
         raise CheckpointError(f"{path} has a card but no {WEIGHTS}. Train it, or fetch the complete folder.")
-    found = hash_weights(checkpoint.weights)
-    if found != checkpoint.card.weights_sha256:
+    found = hash_members([m.card.weights_sha256 for m in members]) if members else hash_weights(checkpoint.weights)
+    if found != card.weights_sha256:
+        what = f"{path}: a member" if members else f"{checkpoint.weights}"
         raise CheckpointError(
-            f"{checkpoint.weights} was altered, or a file beside it is missing: its SHA-256 starts {found[:12]}, "
-            f"the card says {checkpoint.card.weights_sha256[:12]}. Restore the folder or train again."
+            f"{what} was altered, or a file beside it is missing: its SHA-256 starts {found[:12]}, "
+            f"the card says {card.weights_sha256[:12]}. Restore the folder or train again."
         )
     return checkpoint
 
@@ -161,26 +181,27 @@ def promoted_names() -> list[str]:
 
 
 def list_checkpoints(root: Path | None = None) -> list[Card]:
-    """Cards of every folder with weights under `root` (bundled and promoted), best AUROC first; no weights are read."""
-    return _cards_beside(WEIGHTS, root)
+    """Cards of every folder with weights, and of every ensemble of such, under `root` (bundled and promoted), best AUROC first.
+
+    No weights are read.
+    """
+    cards = list_cards(root)
+    whole = {card.name for card in cards if (card_folder(card.name, root) / WEIGHTS).is_file()}
+    return [card for card in cards if card.name in whole or (card.members and whole.issuperset(card.members))]
 
 
 def list_cards(root: Path | None = None) -> list[Card]:
     """Cards of every folder under `root` (bundled and promoted), with or without weights, best held-out AUROC first."""
-    return _cards_beside("card.json", root)
+    folders = [file.parent for file in (root or BUNDLED).glob("*/card.json")]
+    if root is None:
+        folders += [promoted_folder() / promoted for promoted in promoted_names()]
+    cards = [Card.read(folder / "card.json") for folder in sorted(folders) if not folder.name.startswith(".")]  # being written
+    return sorted(cards, key=lambda card: -card.metrics["auroc"][0])
 
 
 def card_folder(name: str, root: Path | None = None) -> Path:
     """Where a card of `list_cards` lies: a promoted checkpoint on its own shelf, any other among the bundled."""
     return (root or (promoted_folder() if name in promoted_names() else BUNDLED)) / name
-
-
-def _cards_beside(name: str, root: Path | None) -> list[Card]:
-    folders = [file.parent for file in (root or BUNDLED).glob(f"*/{name}")]
-    if root is None:
-        folders += [promoted_folder() / promoted for promoted in promoted_names()]
-    cards = [Card.read(folder / "card.json") for folder in sorted(folders) if not folder.name.startswith(".")]  # being written
-    return sorted(cards, key=lambda card: -card.metrics["auroc"][0])
 
 
 def find_checkpoint(name: str, root: Path | None = None) -> Checkpoint:
@@ -199,6 +220,8 @@ def default_checkpoint(root: Path | None = None) -> str:
     """Name of the checkpoint that opens first: the one promoted last, else the one that is surest to be good.
 
     That is the highest lower end of the interval of AUROC on unseen subjects: a high figure on few persons does not win.
+    Ensembles, which take the time of all their members, and networks that were shown pictures of the subjects they were
+    measured on, if without labels, are for who asks for them.
 
     Raises:
         CheckpointError: there is none at all.
@@ -210,4 +233,9 @@ def default_checkpoint(root: Path | None = None) -> str:
         )
     if root is None and (promoted := promoted_names()):
         return promoted[-1]
-    return max(cards, key=lambda card: (not card.split["protocol"].startswith("image"), card.metrics["auroc"][1])).name
+
+    def rank(card: Card) -> tuple:
+        by_subject = not card.split["protocol"].startswith("image")
+        return by_subject, not card.members, not card.split.get("seen_unlabelled"), card.metrics["auroc"][1]
+
+    return max(cards, key=rank).name

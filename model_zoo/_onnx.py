@@ -222,6 +222,13 @@ def _pad(g, layer, x):
     return g.node("Pad", [x, g.constant([0, 0, top, left, 0, 0, bottom, right], "int64")])
 
 
+def _crop(g, layer, x):
+    (top, bottom), (left, right) = layer.cropping
+    height, width = layer.input.shape[1:3]
+    ends = g.constant([height - bottom, width - right], "int64")
+    return g.node("Slice", [x, g.constant([top, left], "int64"), ends, g.constant([2, 3], "int64")])
+
+
 def _window(layer, size) -> dict:
     """Keras' 'same' is ONNX's SAME_UPPER: the odd pixel goes to the bottom and right."""
     return {
@@ -312,6 +319,7 @@ _RULES = {
     "Rescaling": _rescaling,
     "Normalization": _normalization,
     "ZeroPadding2D": _pad,
+    "Cropping2D": _crop,
     "Conv2D": _conv,
     "GroupedConv2D": _conv,
     "DepthwiseConv2D": _depthwise,

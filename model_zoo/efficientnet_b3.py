@@ -6,8 +6,16 @@ from keras import layers
 
 from model_zoo._architecture import Architecture, two_way
 from model_zoo._backbones import EFFICIENTNET_B3
+from model_zoo._pooling import CellMask, MaskedMoments, cell_shares, read_pooled
 
 _IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], "float32")
+# What the pooled form reads, with their strides: the expansions at the head of stages 3 to 6, wide and still texture.
+_TAPS = {
+    "block3a_expand_activation": 4,
+    "block4a_expand_activation": 8,
+    "block5a_expand_activation": 16,
+    "block6a_expand_activation": 16,
+}
 
 
 def build(*, input_size: int, weights: str | None = None) -> keras.Model:
@@ -17,6 +25,26 @@ def build(*, input_size: int, weights: str | None = None) -> keras.Model:
     x = layers.Dense(256, activation="relu", name="embedding")(x)
     x = layers.Dropout(0.45, name="head_dropout")(x)
     model = keras.Model(cell, two_way(x), name="efficientnet_b3")
+    _start(model, weights)
+    return model
+
+
+def build_pooled(*, input_size: int, weights: str | None = None) -> keras.Model:
+    cell = keras.Input((input_size, input_size, 3), name="cell")
+    backbone = EFFICIENTNET_B3.on(cell)
+    inside, moments = CellMask(name="inside")(cell), []
+    for tap, stride in _TAPS.items():
+        maps = backbone.get_layer(tap).output
+        shares = cell_shares(inside, maps, stride, tap)
+        # A layer of its own, so that Grad-CAM, which weighs whole maps, sees what is used of them.
+        on_cell = layers.Multiply(name=f"{tap}_on_cell")([maps, shares])
+        moments.append(MaskedMoments(name=f"{tap}_moments")([on_cell, shares]))
+    model = read_pooled(cell, ("moments", moments), name="efficientnet_b3.pooled")
+    _start(model, weights)
+    return model
+
+
+def _start(model: keras.Model, weights: str | None) -> None:
     EFFICIENTNET_B3.start(model, weights)
     # Keras' ImageNet file holds deviations where the layer expects variances, and Keras' own ImageNet form makes up for
     # that with one more layer. Our graph is the same from every start.
@@ -24,7 +52,6 @@ def build(*, input_size: int, weights: str | None = None) -> keras.Model:
     if np.allclose(keras.ops.convert_to_numpy(normalization.adapt_variance), _IMAGENET_DEVIATION, atol=1e-3):
         normalization.adapt_variance.assign(_IMAGENET_DEVIATION**2)
         normalization.finalize_state()
-    return model
 
 
 ARCHITECTURE = Architecture(
@@ -36,3 +63,14 @@ ARCHITECTURE = Architecture(
     source="Transfer model of paper 004 (Damascus University, 2023): max-pooled EfficientNetB3, BatchNorm, Dense 256, "
     "Dropout .45, two-way softmax. Backbone: Tan & Le 2019, arXiv:1905.11946.",
 )
+VARIANTS = {
+    "pooled": Architecture(
+        name="efficientnet_b3.pooled",
+        title="EfficientNetB3, pooled",
+        build=build_pooled,
+        input_size=96,
+        cam_layers=("block4a_expand_activation_on_cell", "block6a_expand_activation_on_cell"),
+        source="Backbone of paper 004, EfficientNetB3 (Tan & Le 2019, arXiv:1905.11946), up to the head of its sixth stage of"
+        " seven. Ours: moments of four middle layers over the cell, and one logit on them.",
+    )
+}

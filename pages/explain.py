@@ -4,7 +4,7 @@ import streamlit as st
 
 from inference.explain import colorize, describe_cam, overlay_cam
 from inference.gate import cell_mask
-from inference.images import crop_cell, frame_cell
+from inference.images import crop_cell, frame_cell, resize_cells
 from ui import components, resources, state
 
 case = state.case()
@@ -16,6 +16,7 @@ with choose:
 
 window = cell.kept.window()
 seen, fed = crop_cell(window, card.framing.crop), frame_cell(window, card.framing)
+members = [resources.card(name) for name in card.members] or [card]
 
 picture, words = st.columns([2, 3], gap="large")
 with words:
@@ -40,7 +41,8 @@ with words:
     st.image(components.colour_bar(colorize), width=260, alt="colour scale, black over red to yellow")
     st.caption("left: no influence · right: the largest within this cell")
     st.caption(
-        f"Grad-CAM (Selvaraju et al. 2017) at layer `{explainer.layer}`: {cam.shape[0]} × {cam.shape[1]} values, enlarged "
+        f"Grad-CAM (Selvaraju et al. 2017) at {components.layers_in_words(explainer.layers)}: "
+        f"{cam.shape[0]} × {cam.shape[1]} values, enlarged "
         f"smoothly to {card.framing.crop} × {card.framing.crop} px. It shows where evidence came from, not what it means."
     )
 with picture:
@@ -52,10 +54,12 @@ with picture:
     )
     original, network_input = st.columns(2)
     original.image(components.enlarge(seen), caption="The cell", width="stretch", alt="the cell at native scale")
+    size = min(member.framing.size for member in members)
     network_input.image(
-        components.enlarge(fed),
-        caption=f"Fed to the network: {card.framing.size} × {card.framing.size} px, 8-bit RGB",
+        components.enlarge(resize_cells(fed[None], size)[0]),
+        caption=f"Fed to {components.sizes_in_words(members)}, 8-bit RGB",
         width="stretch",
+        alt="the cell as the network gets it",
     )
 if case.synthetic and components.is_demo(cell):
     st.caption("This cell is **synthetic**: generated, no person's.")

@@ -10,7 +10,7 @@ MAPS = 64
 
 choose, network = st.columns([3, 2], gap="large")
 with network:
-    card = components.choose_checkpoint()
+    card = components.choose_member(components.choose_checkpoint())
 with choose:
     cell = components.pick_cell()
 fed = frame_cell(cell.kept.window(), card.framing)[None]

@@ -4,6 +4,7 @@ python -m training RECIPE --data FOLDER [--out RUN] [--tiny] [--both-ways] [--se
 python -m training RUN                        go on with a run that was stopped or killed
 python -m training evaluate CHECKPOINT --data FOLDER [--rotations 8] [--out predictions.csv]
 python -m training compare RUN_OR_CHECKPOINT ...
+python -m training ensemble CHECKPOINT ... --out CHECKPOINT --title TITLE
 python -m training sweep RECIPE ... --data FOLDER --seeds 0,1,2 [--set KEY=VALUE ...] [--out SWEEP] [--ray [ADDRESS]]
 """
 
@@ -28,7 +29,8 @@ FAILED = 2
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = {"evaluate": _evaluate, "compare": _compare, "sweep": _sweep}.get(arguments[0] if arguments else "", _train)
+    commands = {"evaluate": _evaluate, "compare": _compare, "ensemble": _ensemble, "sweep": _sweep}
+    command = commands.get(arguments[0] if arguments else "", _train)
     try:
         command(arguments if command is _train else arguments[1:])
     except KeyboardInterrupt:
@@ -140,6 +142,19 @@ def _compare(arguments: list[str]) -> None:
     from training.compare import compare
 
     _say(compare(parser.parse_args(arguments).folders))
+
+
+def _ensemble(arguments: list[str]) -> None:
+    parser = _parser(" ensemble")
+    parser.add_argument("folders", type=Path, nargs="+", help="checkpoint folders, all measured on the same folds")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, beside them")
+    parser.add_argument("--title", required=True, help="name on screen")
+    options = parser.parse_args(arguments)
+    from training.ensemble import join
+
+    card = join(options.folders, options.out, title=options.title)
+    auroc, low, high = card.metrics["auroc"]
+    _say(f"wrote {options.out}: AUROC {auroc:.3f} ({low:.3f} to {high:.3f})")
 
 
 def _sweep(arguments: list[str]) -> None:

@@ -70,10 +70,16 @@ def _look(recipe: Recipe, data: Path, picture: Path, *, tiny: bool, measure: boo
     seconds = sum(_seconds(recipe, cells, part, step, forward) for part in parts)
     if recipe.refit:
         seconds *= 1 + 1 / len(parts)
+    seconds += step * recipe.teach_epochs * _batches(recipe, cells, parts[0])
     networks = len(parts) + recipe.refit
     work = f"{recipe.epochs} epochs each, {1000 * step / recipe.batch_size:.0f} ms a cell"
     if not recipe.epochs:
         work = f"a regression on what an untouched network sees, {1000 * forward:.0f} ms a cell"
+        if recipe.teach_epochs:
+            lessons = f"{recipe.teach_epochs} epochs of lessons, {1000 * step / recipe.batch_size:.0f} ms a cell"
+            work = f"{lessons}, then regressions, {1000 * forward:.0f} ms a cell"
+        if recipe.grow_from:
+            work = f"{work}; growing them first is not counted"
     sentence = f"About {in_words(seconds)} on {device}: {networks} network{'s' if networks > 1 else ''}, {work}."
     return {"seconds": seconds, "sentence": sentence + (" Early stopping may end it sooner." if recipe.patience else "")}
 
@@ -141,7 +147,7 @@ def _time(recipe: Recipe, framed: np.ndarray, few: Cells) -> tuple[float, float,
         began = time.perf_counter()
         logit_of.predict_on_batch(framed.astype("float32"))
         forward = (time.perf_counter() - began) / len(framed)
-        if recipe.epochs:
+        if recipe.epochs or recipe.teach_epochs:
             draws = (STEPS + 2) * recipe.batch_size
             short = replace(recipe, probe=0.0, head_epochs=0, epochs=1, draws_per_epoch=draws)
             part = Part(name="trial", training=np.arange(len(few)), validation=np.arange(0), test=np.arange(0))
@@ -171,12 +177,16 @@ class _Clock:
 
 def _seconds(recipe: Recipe, cells: Cells, part, step: float, forward: float) -> float:
     """Of one fit: its steps, and forward passes over what is only looked at."""
-    from training.fit import Draws
-
-    batches = len(Draws(recipe, np.zeros(0), cells, part.training))
+    batches = _batches(recipe, cells, part)
     looked = recipe.epochs * len(part.validation) + recipe.rotations * len(part.test)
     looked += len(part.training) if recipe.probe else 0
     return step * (recipe.epochs + recipe.head_epochs) * batches + forward * looked
+
+
+def _batches(recipe: Recipe, cells: Cells, part) -> int:
+    from training.fit import Draws
+
+    return len(Draws(recipe, np.zeros(0), cells, part.training))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from training.augment import augmentation
 from training.data import LEFT_OUT, TEST, TRAINING, VALIDATION, Cells
 from training.devices import divided, spread, whole
 from training.errors import DataError, OutOfMemory, RecipeError, Stopped
+from training.lessons import lesson_gap
 from training.metrics import auroc, cell_metrics
 from training.recipe import Recipe
 
@@ -90,6 +91,8 @@ class Draws(keras.utils.PyDataset):
     def __getitem__(self, index: int):
         rows = self._rows(index)
         y_true = self.y[rows, None].astype("float32")
+        if self.recipe.teach_epochs:  # nothing but the gap to the teacher
+            return self.packed[rows], np.zeros_like(y_true)
         target = {"logit": y_true, "gap": np.zeros_like(y_true)} if self.recipe.teacher else y_true
         if not self.recipe.class_weight:
             return self.packed[rows], target
@@ -104,28 +107,42 @@ class Draws(keras.utils.PyDataset):
         return np.sort(np.resize(order, self.draws)[index * self.batch_size : (index + 1) * self.batch_size])
 
 
-def fit(network, recipe: Recipe, packed, cells: Cells, part: Part, folder: Path, report, *, split_batch: int = 1) -> None:
+def fit(
+    network,
+    recipe: Recipe,
+    packed,
+    cells: Cells,
+    part: Part,
+    folder: Path,
+    report,
+    *,
+    split_batch: int = 1,
+    taught: bool = False,
+    began: float | None = None,
+) -> None:
     """Train `network` and leave in it the weights of the best epoch (of the last one, without validation cells).
 
-    `folder` takes `last.npz`, from which a fit that was killed goes on exactly, and `best.npz`.
+    `folder` takes `last.npz`, from which a fit that was killed goes on exactly, and `best.npz`. A recipe with
+    `teach_epochs` teaches; without them it learns labels, and `taught` says that the network was taught before.
 
     Args:
         network: made within `training.devices.spread(recipe.devices)`.
         packed: uint8 (n, S, S, 3), the framed cells.
         report: a `training.run.Run`: log(), progress(), history(), subjects(), and `stopping()`.
+        began: when the work on this part did, by `time.time`, if before this call.
         split_batch: a batch is taken in this many pieces whose gradients are summed, where memory is short.
     Raises:
         DataError: no epoch gave finite scores. Stopped: `report.stopping()` came true. OutOfMemory: of the device.
     """
     rows = part.training
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.Normalization) and layer.name == "standardise":
-            _standardise(layer, packed, rows)
+    if not taught:
+        _standardise(network, packed, rows)
     logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
     with spread(recipe.devices):
-        trainer, loss = _trainer(network, logit_of, recipe)
+        trainer, loss = _trainer(network, logit_of, recipe, packed, rows)
     draws = Draws(recipe, packed, cells, rows, max(1, recipe.batch_size // split_batch))
     watch = _Watch(network, logit_of, recipe, packed, cells, part, folder, report, draws)
+    watch.created = began or watch.created
     resumed = (folder / "last.npz").exists()
     try:
         if recipe.head_epochs and not resumed:
@@ -157,13 +174,15 @@ def fit(network, recipe: Recipe, packed, cells: Cells, part: Part, folder: Path,
     round_to_half(network)
 
 
-def _trainer(network, logit_of, recipe: Recipe):
-    """uint8 cells -> augmentation -> logit, and with a teacher the gap to it; and the loss."""
+def _trainer(network, logit_of, recipe: Recipe, packed, rows):
+    """uint8 cells -> augmentation -> logit, and with a teacher the gap to it (in lessons nothing else); and the loss."""
     x = keras.Input(network.inputs[0].shape[1:], dtype="uint8")
     augmented = x
     for layer in augmentation(recipe):
         augmented = layer(augmented)
     augmented = keras.ops.cast(augmented, "float32")
+    if recipe.teach_epochs:
+        return keras.Model(x, lesson_gap(network, recipe, augmented, packed, rows)), "mean_absolute_error"
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
     if not recipe.teacher:
         return keras.Model(x, logit_of(augmented)), loss
@@ -399,7 +418,9 @@ class _Watch(keras.callbacks.Callback):
             seconds_per_batch=round(spent, 4),
             seconds_left=round(spent * left),
             loss=round(float((logs or {}).get("loss", float("nan"))), 4),
-            best=None if self.best is None else {self.recipe.watch: round(self.best, 4), "epoch": self.best_epoch},
+            best=None
+            if self.best is None or not len(self.part.validation)
+            else {self.recipe.watch: round(self.best, 4), "epoch": self.best_epoch},
         )
         if self.report.stopping():
             self.bar.close()
@@ -519,12 +540,17 @@ def append_rows(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def _standardise(layer, packed, rows) -> None:
-    """In-graph standardisation with the training cells' mean and variance (paper 003)."""
-    sample = packed[np.sort(np.random.default_rng(0).choice(rows, min(500, len(rows)), replace=False))].astype("float64")
-    layer.adapt_mean.assign(sample.mean((0, 1, 2)))
-    layer.adapt_variance.assign(sample.var((0, 1, 2)))
-    layer.finalize_state()
+def _standardise(network, packed, rows) -> None:
+    """In-graph standardisation with the training cells' mean and variance (paper 003), of whatever the layer is fed."""
+    sample = packed[np.sort(np.random.default_rng(0).choice(rows, min(500, len(rows)), replace=False))].astype("float32")
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization) and layer.name.startswith("standardise"):
+            fed = keras.Model(network.inputs[0], layer.input)
+            seen = np.concatenate([keras.ops.convert_to_numpy(fed(sample[i : i + 50])) for i in range(0, len(sample), 50)])
+            seen = seen.astype("float64")
+            layer.adapt_mean.assign(seen.mean((0, 1, 2)))
+            layer.adapt_variance.assign(seen.var((0, 1, 2)))
+            layer.finalize_state()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

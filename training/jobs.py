@@ -384,7 +384,7 @@ def start_run(recipe: Recipe, data: Path, name: str, *, tiny: bool = False) -> R
         RunError: the name cannot be used, or the process ended at once. DataError: the folder is refused.
     """
     data = allowed_folder(data)
-    for file in (recipe.weights, recipe.teacher):
+    for file in (recipe.weights, recipe.grow_from, recipe.teacher):
         if file not in ("", "imagenet") and not (data / file).is_file():
             raise DataError(
                 f"The recipe starts from {file}, which {data} does not hold. Put it there, or choose a random start."

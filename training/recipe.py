@@ -38,6 +38,8 @@ class Recipe:
         crop, input_size: framing in pixels: crop at native scale, then one resize.
         weights: "" for a random start, "imagenet" (downloaded by Keras), or a `.weights.h5` file of the backbone,
             relative to the data folder.
+        grow_from: "", or `.weights.h5` of an ImageNet MobileNetV2, relative to the data folder, from which an EfficientNetB3 is
+            grown on the training cells (`training.growth`).
         probe: above 0, the last layer starts as the logistic regression, of this inverse L2 penalty, on the embeddings of
             the training cells: the best answer of an untouched backbone. With epochs = 0 it is the network. Where the
             embedding joins several kinds of features, it is the mean of a regression for each.
@@ -47,6 +49,10 @@ class Recipe:
         teacher: "", or `.weights.h5` of an ImageNet MobileNetV2, relative to the data folder. Besides the labels the
             network then learns to predict its pooled features of the same augmented training cells: what a random start
             lacks. Romero et al. 2015, arXiv:1412.6550.
+        teach_epochs: above 0, the network first learns, from pictures without labels, to give its teacher's maps place by
+            place (its architecture's `lessons`), once for all folds, at this recipe's draws and rates; only then come the
+            probe and the labels.
+        teach_without: folds whose pictures are not shown in that; the others' held-out subjects were seen, without label.
         epochs, draws_per_epoch, batch_size: cells drawn in one epoch; 0 draws every training cell once.
         sampling: "subjects": half ALL, half HEM, with replacement, a subject of n cells in proportion to
             n ** subject_power (1 draws cells evenly, 0 persons evenly); "cells": every cell alike, without
@@ -82,7 +88,10 @@ class Recipe:
     crop: int
     input_size: int
     weights: str = ""
+    grow_from: str = ""
     teacher: str = ""
+    teach_epochs: int = 0
+    teach_without: list = field(default_factory=list)
     probe: float = 0.0
     probe_persons: float = 0.0
     head_epochs: int = 0
@@ -128,6 +137,7 @@ class Recipe:
                 raise RecipeError(f"{name} must be above 0. Received: {name}={getattr(self, name)!r}")
         for name in (
             "epochs",
+            "teach_epochs",
             "probe",
             "probe_persons",
             "draws_per_epoch",
@@ -159,6 +169,14 @@ class Recipe:
             raise RecipeError(f"Folds for training, validation and test need folds >= 3. Received: folds={self.folds!r}")
         if not all(isinstance(k, int) and 0 <= k < self.folds for k in self.test_folds):
             raise RecipeError(f"test_folds must lie in 0..{self.folds - 1}. Received: test_folds={self.test_folds!r}")
+        if not all(isinstance(k, int) and 0 <= k < self.folds for k in self.teach_without):
+            raise RecipeError(f"teach_without must lie in 0..{self.folds - 1}. Received: teach_without={self.teach_without!r}")
+        if self.grow_from and (self.weights or self.teach_epochs):
+            raise RecipeError("grow_from sets all weights: leave weights and teach_epochs out, or it.")
+        if self.teach_without and self.protocol != "by_subject":
+            raise RecipeError(f'teach_without names folds of protocol = "by_subject". Received: protocol={self.protocol!r}')
+        if self.teach_epochs and not self.teacher:
+            raise RecipeError(f"teach_epochs needs a teacher. Received: teach_epochs={self.teach_epochs!r}, teacher=''")
         if len(self.shares) != 3 or min(self.shares) < 0 or self.shares[0] <= 0 or abs(sum(self.shares) - 1) > 1e-6:
             raise RecipeError(f"shares must be [training, validation, test], adding up to 1. Received: shares={self.shares!r}")
         if self.protocol == "image_level" and not (self.shares[1] or self.shares[2]):
@@ -183,6 +201,8 @@ class Recipe:
             summary=f"A tiny run that shows that everything works; its figures mean nothing. {self.summary}",
             input_size=min(self.input_size, 96),
             epochs=min(self.epochs, 2),
+            teach_epochs=min(self.teach_epochs, 1),
+            teach_without=[k for k in self.teach_without if k < 3],
             draws_per_epoch=16,
             batch_size=min(self.batch_size, 8 * self.devices),
             head_epochs=min(self.head_epochs, 1),

@@ -111,6 +111,7 @@ REPORTED: dict[str, tuple[Reported, ...]] = {
     "inception_v3.allnet_baseline": _by_image("003", 0.7011, auroc=0.5),
     "efficientnet_b3": _by_image("004", 0.9775, "test part"),
 }
+REPORTED |= {f"{name}.pooled": REPORTED[name] for name in ("allnet", "efficientnet_b3")}  # their backbones, read by us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +245,13 @@ def cost(card: Card) -> dict[str, str]:
     """How much training a card's figures took, in words: `work`, `time` and `device`."""
     told, networks = card.training, card.training.get("networks", 1)
     work = f"{told['epochs']} epochs" if "cells_drawn" not in told else f"{told['cells_drawn']:,} cells drawn"
-    if told.get("cells_drawn") == 0:
-        work = f"{networks} regression{'s' if networks > 1 else ''} on an untouched backbone"
+    regressions = f"{networks} regression{'s' if networks > 1 else ''}"
+    if card.members:
+        work = f"none of its own; {networks} networks of its {len(card.members)} members"
+    elif told.get("cells_drawn") == 0:
+        work = f"{regressions} on {'a grown' if told['start'].startswith('grown') else 'an untouched'} backbone"
+    elif not told["epochs"] and told.get("teacher"):
+        work = f"{told['cells_drawn']:,} cells drawn without labels, then {regressions}"
     elif networks > 1:
         work += f" by {networks} networks"
     return {"work": work, "time": in_words(3600 * told["hours"]), "device": told["device"].partition(":")[0].upper()}

@@ -39,6 +39,7 @@ from training.data import (
 from training.devices import find_devices, spread
 from training.errors import DataError, OutOfMemory, RunError, Stopped
 from training.fit import Part, append_rows, build_network, fit, predict_logit, save_arrays
+from training.growth import grow
 from training.metrics import bootstrap_metrics, fit_temperature, youden_threshold
 from training.recipe import Recipe, make_recipe, read_recipe, write_recipe
 
@@ -116,13 +117,13 @@ class Run:
 
     def __init__(self, folder: Path, recipe: Recipe, data: Path, log: Callable[[str], None]):
         self.folder, self.data, self._say, self._told, self._progress = folder, data.resolve(), log, {}, {}
-        starts = {name: data / getattr(recipe, name) for name in ("weights", "teacher")}
+        starts = {name: data / getattr(recipe, name) for name in ("weights", "grow_from", "teacher")}
         starts = {name: file for name, file in starts.items() if getattr(recipe, name) not in ("", "imagenet")}
         for file in starts.values():
             if not file.is_file():
                 raise DataError(f"The recipe starts from {file}, which does not exist.")
         self.recipe = replace(recipe, **{name: str(file) for name, file in starts.items()})
-        self._written, self.untouched = 0.0, None
+        self._written, self.untouched, self._taught = 0.0, None, None
 
     def execute(self, keep_recipe: Callable[[Path], None] | None, tiny: bool) -> Card:
         """Train from the start, after `keep_recipe` wrote the recipe into the folder, or, without it, go on."""
@@ -212,6 +213,8 @@ class Run:
         for side in ("training", "validation", "test"):
             chosen = np.isin(np.arange(len(cells)), getattr(parts[0], side))
             self.log(f"{parts[0].name} {side:10} {cells.count(chosen)}")
+        if self.recipe.teach_epochs:
+            self._teach(packed, cells, parts)
         results = []
         for done, part in enumerate(parts):
             self.progress(folds_done=done, folds_total=len(parts) + self.recipe.refit)
@@ -221,9 +224,25 @@ class Run:
             served = self._refit(packed, cells, parts, results)
         return self._finish(cells, parts, results, served)
 
+    def _teach(self, packed, cells: Cells, parts: list[Part]) -> None:
+        """Lessons without labels, once, or what an earlier try of them left; every part then starts from `self._taught`."""
+        folder = self.folder / "taught"
+        folder.mkdir(exist_ok=True)
+        if not (folder / "weights.npz").exists():
+            rows, none = shown_unlabelled(cells, parts, self.recipe), np.zeros(0, int)
+            recipe = replace(self.recipe, epochs=self.recipe.teach_epochs, probe=0.0, head_epochs=0, patience=0)
+            self.log(f"lessons without labels on {len(rows):,} cells")
+            self._fit(packed, cells, Part(name="taught", training=rows, validation=none, test=none), recipe, folder)
+            os.replace(folder / "best.npz", folder / "weights.npz")
+            (folder / "last.npz").unlink()
+        with np.load(folder / "weights.npz") as file:
+            self._taught = [file[f"w{i}"] for i in range(len(file.files))]
+
     def _one(self, packed, cells: Cells, part: Part, recipe: Recipe | None = None) -> dict:
         """Fit one part, or read what an earlier try of it left; its held-out logits and its calibration."""
         recipe, folder = recipe or self.recipe, self.folder / part.name
+        if recipe.teach_epochs:  # over: its teacher has nothing more to say
+            recipe = replace(recipe, teach_epochs=0, teacher="")
         folder.mkdir(exist_ok=True)
         if not (folder / "held.npz").exists():
             network = self._fit(packed, cells, part, recipe, folder)
@@ -243,11 +262,23 @@ class Run:
         while True:
             keras.backend.clear_session()
             keras.utils.set_random_seed(recipe.seed)
-            with _precision(recipe.precision):
+            began = time.time()
+            with _precision(recipe.precision if recipe.epochs else "float32"):  # what only reads is exact
                 with spread(recipe.devices):
                     network = build_network(recipe)
+                taught = self._taught is not None
+                if taught:
+                    network.set_weights(self._taught)
+                    for layer in network.layers:  # Normalization computes with copies of its weights
+                        if hasattr(layer, "finalize_state"):
+                            layer.finalize_state()
+                if recipe.grow_from and not (folder / "last.npz").exists():
+                    self.untouched = None  # of another fold's network
+                    told = grow(network, recipe, packed, part.training)
+                    alike = ", ".join(f"{stage} {r:.3f}" for stage, r in told.items())
+                    self.log(f"{part.name}: grown; correlation with what it grew from: {alike}")
                 try:
-                    fit(network, recipe, packed, cells, part, folder, self, split_batch=split_batch)
+                    fit(network, recipe, packed, cells, part, folder, self, split_batch=split_batch, taught=taught, began=began)
                     return network
                 except OutOfMemory as error:
                     split_batch *= 2
@@ -274,19 +305,19 @@ class Run:
         """Calibrate, measure, and write the checkpoint's files, the card last: with it, the folder is a checkpoint."""
         rows, logit, p_all, threshold = [], [], [], []
         reported = "test" if any(len(part.test) for part in parts) else "validation"
-        calibrations = _calibrations(cells, parts, results)
+        calibrations = calibrate_parts(cells, parts, results)
         for part, result, (temperature, operating_point) in zip(parts, results, calibrations, strict=True):
             rows.append(getattr(part, reported))
             logit.append(result[reported])
-            p_all.append(_sigmoid(result[reported] / temperature))
+            p_all.append(sigmoid(result[reported] / temperature))
             threshold.append(np.full(len(rows[-1]), operating_point))
         fold = np.concatenate([np.full(len(r), part.name) for r, part in zip(rows, parts, strict=True)])
         rows, logit, p_all, threshold = map(np.concatenate, (rows, logit, p_all, threshold))
         if len(parts) == 1:
             temperature, operating_point = calibrations[0]
         else:
-            temperature, operating_point = _calibrate(cells, rows, logit)
-        _write_predictions(self.folder / "predictions.csv", cells, rows, logit, p_all, threshold, fold)
+            temperature, operating_point = calibrate(cells, rows, logit)
+        write_predictions(self.folder / "predictions.csv", cells, rows, logit, p_all, threshold, fold)
         if served:
             for file in served["folder"].glob("model.*"):
                 shutil.copy(file, self.folder)
@@ -299,7 +330,6 @@ class Run:
     def _card(self, cells, parts, reported, rows, p_all, threshold, temperature, operating_point, served) -> Card:
         recipe, y_true, subjects = self.recipe, cells.y_true[rows], cells.subjects[rows]
         metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
-        called = p_all >= threshold
         history = _read_rows(self.folder / "history.csv")
         steps = max(1, (recipe.draws_per_epoch or len(parts[0].training)) // recipe.batch_size)
         sentence = SENTENCES[recipe.protocol]
@@ -309,7 +339,15 @@ class Run:
             sentence += (
                 " Each figure is of a network that did not see the subject; the one served was then trained on all of them."
             )
-        epochs = [row for row in history if row["fold"] != "all"]
+        epochs = [row for row in history if row["fold"] not in ("all", "taught")]
+        seen = []
+        if recipe.teach_epochs:
+            shown = shown_unlabelled(cells, parts, recipe)
+            seen = [part.name for part in parts if np.isin(getattr(part, reported), shown).any()]
+        if seen:
+            unseen = [part.name for part in parts if part.name not in seen]
+            but = f", those of {', '.join(unseen)} excepted" if unseen else ""
+            sentence += f" In its lessons, which have no labels, the network had been shown pictures of these subjects{but}."
         return Card(
             name=self.folder.name,
             title=recipe.title,
@@ -339,6 +377,7 @@ class Run:
                 "folds": recipe.folds,
                 "test_folds": [part.name for part in parts],
                 "seed": recipe.seed,
+                "seen_unlabelled": seen,
             },
             training={
                 "epochs": recipe.epochs,
@@ -348,25 +387,14 @@ class Run:
                 "hours": round(sum(_seconds(history, name) for name in {row["fold"] for row in history}) / 3600, 4),
                 "device": self._told["device"],
                 "start": _start(recipe),
-                "teacher": f"features of an ImageNet network ({Path(recipe.teacher).name})" if recipe.teacher else "",
+                "teacher": _teacher(recipe),
                 "validation_auroc": _mean([float(row["validation_auroc"]) for row in epochs]) if epochs else None,
             },
             metrics=metrics,
-            operating_points={
-                "default": {
-                    "threshold": operating_point,
-                    "chosen": "largest sensitivity + specificity, on cells that are not measured, subjects weighing alike",
-                    "sensitivity": metrics["sensitivity"],
-                    "specificity": metrics["specificity"],
-                }
-            },
+            operating_points=operating_points(metrics, operating_point),
             temperature=temperature,
             rotations=recipe.rotations,
-            subjects=[
-                [s, int(y_true[of][0]), int(of.sum()), int(called[of].sum())]
-                for s in sorted(set(subjects))
-                for of in [subjects == s]
-            ],
+            subjects=subject_rows(y_true, subjects, p_all >= threshold),
             limits=[
                 "One laboratory's stain and microscope; other laboratories were not tested.",
                 "Only single, segmented cells on black at C-NMC's magnification.",
@@ -406,6 +434,15 @@ def divide(cells: Cells, recipe: Recipe) -> list[Part]:
     return parts
 
 
+def shown_unlabelled(cells: Cells, parts: list[Part], recipe: Recipe) -> np.ndarray:
+    """Positions of the cells that a network sees in its lessons: all that ever train it, less the folds of `teach_without`."""
+    rows = np.unique(np.concatenate([rows for part in parts for rows in (part.training, part.validation)]))
+    if not recipe.teach_without:
+        return rows
+    fold_of = split_by_subject(cells, folds=recipe.folds, seed=recipe.seed)
+    return rows[~np.isin(fold_of[rows], recipe.teach_without)]
+
+
 def _thinned(cells: Cells, each: int = 2) -> Cells:
     """At most `each` cells a subject: enough for a run that shows that everything works."""
     seen: dict[str, int] = {}
@@ -416,27 +453,41 @@ def _thinned(cells: Cells, each: int = 2) -> Cells:
     return cells.choose(keep)
 
 
-def _calibrations(cells: Cells, parts: list[Part], results: list[dict]) -> list[tuple[float, float]]:
+def operating_points(metrics: dict, threshold: float) -> dict:
+    """A card's operating points: one, the default."""
+    chosen = "largest sensitivity + specificity, on cells that are not measured, subjects weighing alike"
+    figures = {name: metrics[name] for name in ("sensitivity", "specificity")}
+    return {"default": {"threshold": threshold, "chosen": chosen} | figures}
+
+
+def subject_rows(y_true, subjects, called) -> list[list]:
+    """A card's `subjects`: [subject, y_true, cells, cells called ALL] of each."""
+    return [
+        [s, int(y_true[of][0]), int(of.sum()), int(called[of].sum())] for s in sorted(set(subjects)) for of in [subjects == s]
+    ]
+
+
+def calibrate_parts(cells: Cells, parts: list[Part], results: list[dict]) -> list[tuple[float, float]]:
     """Temperature and threshold for each part, from cells that are not its test cells: its validation cells, or,
     where it has none, the other parts' held-out ones."""
     found = []
     for i, (part, result) in enumerate(zip(parts, results, strict=True)):
         others = [j for j in range(len(parts)) if j != i]
         if len(part.validation):
-            found.append(_calibrate(cells, part.validation, result["validation"]))
+            found.append(calibrate(cells, part.validation, result["validation"]))
         elif others:
             rows = np.concatenate([parts[j].test for j in others])
-            found.append(_calibrate(cells, rows, np.concatenate([results[j]["test"] for j in others])))
+            found.append(calibrate(cells, rows, np.concatenate([results[j]["test"] for j in others])))
         else:
             found.append((1.0, 0.5))
     return found
 
 
-def _calibrate(cells: Cells, rows, logit) -> tuple[float, float]:
+def calibrate(cells: Cells, rows, logit) -> tuple[float, float]:
     """Temperature and threshold, rounded as the card gives them: figures are measured with what is served."""
     y_true = cells.y_true[rows]
     temperature = round(fit_temperature(y_true, logit), 4)
-    return temperature, round(youden_threshold(y_true, _sigmoid(logit / temperature), cells.subjects[rows]), 4)
+    return temperature, round(youden_threshold(y_true, sigmoid(logit / temperature), cells.subjects[rows]), 4)
 
 
 def _cache() -> Path:
@@ -444,7 +495,7 @@ def _cache() -> Path:
     return model_zoo.runs_folder() / "cache"
 
 
-def _sigmoid(z):
+def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
@@ -468,7 +519,16 @@ def _mean(values: list[float]) -> float | None:
     return round(float(np.mean(values)), 4) if np.isfinite(values).all() else None
 
 
+def _teacher(recipe: Recipe) -> str:
+    if not recipe.teacher:
+        return ""
+    what = "maps, place by place and without labels," if recipe.teach_epochs else "features"
+    return f"{what} of an ImageNet network ({Path(recipe.teacher).name})"
+
+
 def _start(recipe: Recipe) -> str:
+    if recipe.grow_from:
+        return f"grown from an ImageNet MobileNetV2 ({Path(recipe.grow_from).name})"
     return f"ImageNet ({Path(recipe.weights).name})" if recipe.weights else "random weights"
 
 
@@ -477,7 +537,7 @@ def _read_rows(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def _write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, fold) -> None:
+def write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, fold) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "subject", "y_true", "logit", "p_all", "threshold", "fold"])

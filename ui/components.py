@@ -42,6 +42,28 @@ def choose_checkpoint(label: str = "Network") -> Card:
     return resources.card(name)
 
 
+def choose_member(card: Card) -> Card:
+    """Select box of an ensemble's networks; any other checkpoint is its own only network."""
+    if not card.members:
+        return card
+    name = st.selectbox("Member of the ensemble", card.members, format_func=lambda n: resources.card(n).title)
+    return resources.card(name)
+
+
+def layers_in_words(layers: list[str]) -> str:
+    """Of one network "layer `a`"; of an ensemble "layers `a`, `b`, the mean over the ensemble's networks"."""
+    if len(layers) == 1:
+        return f"layer `{layers[0]}`"
+    return f"layers {', '.join(f'`{layer}`' for layer in layers)}, the mean over the ensemble's networks"
+
+
+def sizes_in_words(cards: list[Card]) -> str:
+    """Of one "the network: 96 × 96 px"; of several "the networks: 96 × 96 and 192 × 192 px; the smaller is shown"."""
+    sizes = sorted({card.framing.size for card in cards})
+    told = " and ".join(f"{size} × {size}" for size in sizes)
+    return f"the network{'s' if len(cards) > 1 else ''}: {told} px{'; the smaller is shown' if len(sizes) > 1 else ''}"
+
+
 def choose_rotations(card: Card) -> None:
     """Check box: average each cell over 8 rotations; a change has the case scored again."""
     case = state.case()
@@ -301,7 +323,8 @@ def card_details(card: Card) -> None:
             for part, n in card.data.items()
             if isinstance(n, dict) and n["all_cells"] + n["hem_cells"]
         ),
-        "Framing": f"{card.framing.crop} px window at native scale, resized to {card.framing.size} × {card.framing.size}",
+        "Framing": f"{card.framing.crop} px window at native scale, "
+        + ("resized by each member" if card.members else f"resized to {card.framing.size} × {card.framing.size}"),
         "Operating point": f"{card.threshold} ({point['chosen']})" if "chosen" in point else card.threshold,
         "Temperature": card.temperature,
         "Rotations": card.rotations,

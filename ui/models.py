@@ -133,6 +133,8 @@ def recipe(system: System) -> None:
     with st.expander("Recipe"):
         if system.recipe.exists():
             st.code(system.recipe.read_text("utf-8"), language="toml")
+        elif system.card and system.card.members:
+            st.caption(f"An ensemble has none of its own; see those of its members: {', '.join(system.card.members)}.")
         else:
             st.caption("No recipe lies beside this card.")
 

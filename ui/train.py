@@ -165,14 +165,17 @@ def choose_recipe() -> tuple[str, Recipe] | None:
             changes["flip"] = st.selectbox(
                 "Mirroring", mirrors, index=list(mirrors).index(shipped.flip), format_func=mirrors.get, key=f"{name} flip"
             )
-            starts = dict.fromkeys([shipped.weights, "", "imagenet"])
-            changes["weights"] = st.selectbox(
-                "Weights at the start",
-                starts,
-                format_func=lambda w: {"": "random", "imagenet": "ImageNet, fetched by Keras"}.get(w, w),
-                key=f"{name} weights",
-            )
-            if shipped.teacher:
+            if shipped.grow_from:
+                st.caption("Its weights are grown from an ImageNet MobileNetV2's, on each fold's training cells.")
+            else:
+                starts = dict.fromkeys([shipped.weights, "", "imagenet"])
+                changes["weights"] = st.selectbox(
+                    "Weights at the start",
+                    starts,
+                    format_func=lambda w: {"": "random", "imagenet": "ImageNet, fetched by Keras"}.get(w, w),
+                    key=f"{name} weights",
+                )
+            if shipped.teacher and not shipped.teach_epochs:  # lessons are nothing without their teacher
                 kept = st.checkbox("Learn from an ImageNet MobileNetV2, too", value=True, key=f"{name} teacher")
                 changes["teacher"] = shipped.teacher if kept else ""
         recipe = dataclasses.replace(shipped, **changes)

@@ -132,9 +132,9 @@ def test_a_folder_of_two_subjects_all_the_way(page, two_subjects):
         assert (row["patient"], row["call"]) == (result.patient, result.call)
         assert row["p_all"] == ("" if result.p_all is None else f"{result.p_all:.6f}")
 
-    first = _tiles(page).first
-    shown = float(first.locator(".p").inner_text())
-    assert shown == pytest.approx(max(r.p_all for r in expected.values() if r.p_all is not None), abs=0.006)
+    first, largest = _tiles(page).first, max(r.p_all for r in expected.values() if r.p_all is not None)
+    expect(first.locator(".p")).to_have_text(f"{largest:.2f}")  # on a busy machine the gallery is drawn after the words
+    shown = float(f"{largest:.2f}")
     first.click()
     page.get_by_role("heading", name=f"P(ALL) {shown:.2f}").wait_for()
     page.get_by_text("Grad-CAM (Selvaraju").wait_for()

@@ -45,7 +45,7 @@ def test_what_speaks_for_hem_is_the_map_of_the_negative_logit(model, cells):
 
 def test_explainer_reads_the_architecture_s_layer(tiny_checkpoint, cells):
     explainer = Explainer(load_checkpoint(tiny_checkpoint))
-    assert explainer.layer == "out_relu"
+    assert explainer.layers[0] == "out_relu"
     np.testing.assert_allclose(explainer.cam(cells[:1])[0], explainer.cam(cells)[0], rtol=1e-4, atol=1e-7)
 
 

@@ -22,7 +22,8 @@ every = pytest.mark.parametrize("name", model_zoo.architectures())
 with_own_layers = pytest.mark.parametrize(
     "name",
     [model_zoo.find_architecture(file).name for file in model_zoo.architecture_names()]
-    + ["vanilla.2x2x1c1d_bn_adam", "vanilla.1x1c1d_zeropadding_dropout", "vgg16.allnet_baseline"],
+    + ["vanilla.2x2x1c1d_bn_adam", "vanilla.1x1c1d_zeropadding_dropout", "vgg16.allnet_baseline"]
+    + ["allnet.pooled", "efficientnet_b3.pooled"],
 )
 
 
@@ -387,7 +388,7 @@ def test_unknown_architecture_offers_the_nearest():
         model_zoo.find_architecture("../allnet")
     with pytest.raises(UnknownArchitectureError, match=r"Did you mean 'vanilla\.2x2c1d_dropout50'.*Known: vanilla, "):
         model_zoo.find_architecture("vanilla.2x2c1d_dropout5")
-    with pytest.raises(UnknownArchitectureError, match=r"no architecture 'allnet\.small'.*Known: allnet\."):
+    with pytest.raises(UnknownArchitectureError, match=r"no architecture 'allnet\.small'.*Known: allnet, allnet\.pooled"):
         model_zoo.find_architecture("allnet.small")
 
 

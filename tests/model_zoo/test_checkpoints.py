@@ -95,6 +95,13 @@ def test_best_comes_first_and_unfinished_ones_not_at_all(folder, make_card):
     metrics = make_card().metrics | {"auroc": [0.88, 0.85, 0.91]}  # lower than the other's, on more persons
     make_card(name="sure", metrics=metrics).write(folder.parent / "sure" / "card.json")
     assert default_checkpoint(folder.parent) == "sure"
+    shutil.copytree(folder, folder.parent / "shown")  # pictures of the subjects it is measured on
+    split, surer = make_card().split | {"seen_unlabelled": ["fold_0"]}, metrics | {"auroc": [0.95, 0.9, 0.97]}
+    make_card(name="shown", metrics=surer, split=split).write(folder.parent / "shown" / "card.json")
+    (folder.parent / "joined").mkdir()
+    make_card(name="joined", metrics=surer, members=["sure", "tiny"]).write(folder.parent / "joined" / "card.json")
+    assert "joined" in {card.name for card in list_checkpoints(folder.parent)}
+    assert default_checkpoint(folder.parent) == "sure"
 
 
 def test_no_checkpoint_at_all_says_how_to_train_one(tmp_path):

@@ -45,6 +45,19 @@ def recipe_text():
     return RECIPE
 
 
+@pytest.fixture(scope="session")
+def start(tmp_path_factory, randomised):
+    """A weights file of a MobileNetV2 that has seen nothing."""
+    import keras
+
+    file = tmp_path_factory.mktemp("start") / "start.weights.h5"
+    keras.utils.set_random_seed(0)
+    backbone = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(224, 224, 3))
+    randomised(backbone)
+    backbone.save_weights(file)
+    return file
+
+
 @pytest.fixture
 def write_recipe_file(tmp_path):
     """write_recipe_file("epochs = 1", ...): the tiny recipe with these lines in place of, or beside, its own."""

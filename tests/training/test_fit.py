@@ -287,7 +287,7 @@ def test_split_batches_sum_to_the_whole_ones_step():
 def test_a_training_step_reaches_every_branch_of_allnet(draw_cell):
     network = find_architecture("allnet").build(input_size=96)
     cells = np.stack([draw_cell(i, canvas=(96, 96), axes=(60, 50)) for i in range(4)])
-    _standardise(network.get_layer("standardise"), cells, np.arange(4))
+    _standardise(network, cells, np.arange(4))
     first_of = {"vgg": "block1_conv1", "resnet": "conv1_conv", "inception": "inception_conv2d_1", "head": "head_conv"}
     before = {branch: network.get_layer(layer).get_weights()[0] for branch, layer in first_of.items()}
     network.compile("adam", "binary_crossentropy", run_eagerly=True)  # tracing the graph takes longer than a step

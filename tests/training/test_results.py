@@ -47,7 +47,8 @@ def test_reported_figures_are_those_of_the_recipes_header(file):
 
 def test_every_architecture_of_a_paper_has_its_figure():
     recipes = [tomllib.loads(file.read_text()) for file in PUBLISHED]
-    assert len(recipes) > 20 and {recipe["architecture"] for recipe in recipes} == set(REPORTED)
+    papers_own = {name for name in REPORTED if not name.endswith(".pooled")}
+    assert len(recipes) > 20 and {recipe["architecture"] for recipe in recipes} == papers_own
 
 
 def test_paper_004_and_002_are_quoted_with_their_splits():

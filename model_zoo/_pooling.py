@@ -1,0 +1,199 @@
+"""Pooling over the cell: parts that networks which read middle layers share. Black, the segmented background, has no say.
+
+Why over the cell, why covariances: docs/decisions/0007.
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from model_zoo._architecture import one_logit
+
+_MIXTURES = 40  # of a layer's maps, whose covariance is taken
+
+
+def _inside(cells):
+    """(N, S, S, 3) -> (N, S, S, 1): 1 on the cell, 0 on the segmented black."""
+    return ops.cast(ops.max(cells, axis=-1, keepdims=True) >= 1, "float32")
+
+
+def _inside_onnx(g, cells):
+    brightest = g.node("ReduceMax", [cells], axes=[1], keepdims=1)
+    return g.node("Cast", [g.node("GreaterOrEqual", [brightest, g.constant(1.0)])], to=1)
+
+
+@keras.saving.register_keras_serializable("blastoscope")
+class CellStandardise(layers.Layer):
+    """Each channel of each cell to the mean and deviation of an average cell; black stays black.
+
+    Takes away what a person's smear, its age and its staining add to every pixel alike.
+    """
+
+    MEAN, DEVIATION = (130.0, 90.0, 150.0), (38.0, 40.0, 30.0)
+
+    def __init__(self, **options):
+        super().__init__(**options | {"dtype": "float32"})
+
+    def call(self, cells):
+        inside = _inside(cells)
+        count = ops.sum(inside, axis=(1, 2), keepdims=True) + 1
+        mean = ops.sum(cells * inside, axis=(1, 2), keepdims=True) / count
+        gap = (cells - mean) * inside
+        deviation = ops.sqrt(ops.sum(gap * gap, axis=(1, 2), keepdims=True) / count) + 1
+        return ops.clip(gap / deviation * np.float32(self.DEVIATION) + np.float32(self.MEAN), 1, 255) * inside
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def write_onnx(self, g, cells):
+        def total(x):
+            return g.node("ReduceSum", [x, g.constant([2, 3], "int64")], keepdims=1)
+
+        inside = _inside_onnx(g, cells)
+        count = g.node("Add", [total(inside), g.constant(1.0)])
+        mean = g.node("Div", [total(g.node("Mul", [cells, inside])), count])
+        gap = g.node("Mul", [g.node("Sub", [cells, mean]), inside])
+        variance = g.node("Div", [total(g.node("Mul", [gap, gap])), count])
+        deviation = g.node("Add", [g.node("Sqrt", [variance]), g.constant(1.0)])
+        scaled = g.node("Mul", [g.node("Div", [gap, deviation]), g.per_channel(self.DEVIATION)])
+        shifted = g.node("Add", [scaled, g.per_channel(self.MEAN)])
+        return g.node("Mul", [g.node("Clip", [shifted, g.constant(1.0), g.constant(255.0)]), inside])
+
+
+@keras.saving.register_keras_serializable("blastoscope")
+class CellMask(layers.Layer):
+    """(N, S, S, 3) -> (N, S, S, 1): 1 on the cell, 0 on the segmented black."""
+
+    def __init__(self, **options):
+        super().__init__(**options | {"dtype": "float32"})
+
+    def call(self, cells):
+        return _inside(cells)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], 1)
+
+    def write_onnx(self, g, cells):
+        return _inside_onnx(g, cells)
+
+
+class _MaskedPooling(layers.Layer):
+    """Pools maps over the cell. Takes maps times shares (N, H, W, C), and shares (N, H, W, 1): how much of a place is cell."""
+
+    _LEAST = 1e-6  # a share, where it divides
+
+    def __init__(self, **options):
+        super().__init__(**options | {"dtype": "float32"})
+
+    @classmethod
+    def _flat(cls, shared, shares):
+        """(N, HW, C) maps, restored, and (N, HW, 1) weights that add up to 1 (to 0 where there is no cell)."""
+        channels, places = shared.shape[-1], shared.shape[1] * shared.shape[2]
+        shares = ops.reshape(shares, (-1, places, 1))
+        maps = ops.reshape(shared, (-1, places, channels)) / (shares + cls._LEAST)
+        return maps, shares / (ops.sum(shares, axis=1, keepdims=True) + 1e-3)
+
+    @classmethod
+    def _flat_onnx(cls, g, shared, shares):
+        """(N, C, HW) and (N, 1, HW)."""
+        shares = g.node("Reshape", [shares, g.constant([0, 0, -1], "int64")])
+        shared = g.node("Reshape", [shared, g.constant([0, 0, -1], "int64")])
+        maps = g.node("Div", [shared, g.node("Add", [shares, g.constant(cls._LEAST)])])
+        total = g.node("Add", [g.node("ReduceSum", [shares, g.constant([2], "int64")], keepdims=1), g.constant(1e-3)])
+        return maps, g.node("Div", [shares, total])
+
+
+@keras.saving.register_keras_serializable("blastoscope")
+class MaskedMoments(_MaskedPooling):
+    """-> (N, 2C): mean and standard deviation of each map over the cell."""
+
+    def call(self, inputs):
+        maps, weights = self._flat(*inputs)
+        mean, square = ops.sum(maps * weights, axis=1), ops.sum(maps * maps * weights, axis=1)
+        # the root's slope is infinite at 0
+        return ops.concatenate([mean, ops.sqrt(ops.maximum(square - mean * mean, 1e-6))], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0][0], 2 * input_shape[0][-1])
+
+    def write_onnx(self, g, shared, shares):
+        maps, weights = self._flat_onnx(g, shared, shares)
+        weights = g.node("Transpose", [weights], perm=[0, 2, 1])
+
+        def average(x):
+            return g.node("Flatten", [g.node("MatMul", [x, weights])])
+
+        mean = average(maps)
+        variance = g.node("Sub", [average(g.node("Mul", [maps, maps])), g.node("Mul", [mean, mean])])
+        return g.node("Concat", [mean, g.node("Sqrt", [g.node("Max", [variance, g.constant(1e-6)])])], axis=1)
+
+
+@keras.saving.register_keras_serializable("blastoscope")
+class MaskedCovariance(_MaskedPooling):
+    """-> (N, C (C + 1) / 2): which maps go together over the cell, as signed square roots.
+
+    Texture, whatever its place: Lin, RoyChowdhury and Maji 2015, arXiv:1504.07889; of few mixed maps, Gao et al. 2016,
+    arXiv:1511.06062.
+    """
+
+    _SMOOTH = 1e-4  # the root's slope is infinite at 0
+
+    def call(self, inputs):
+        maps, weights = self._flat(*inputs)
+        gap = maps - ops.sum(maps * weights, axis=1, keepdims=True)
+        covariance = ops.matmul(ops.transpose(gap * weights, (0, 2, 1)), gap)
+        channels = maps.shape[-1]
+        upper = ops.take(ops.reshape(covariance, (-1, channels * channels)), self._upper(channels), axis=1)
+        return upper / ops.sqrt(ops.abs(upper) + self._SMOOTH)
+
+    @staticmethod
+    def _upper(channels: int) -> np.ndarray:
+        rows, columns = np.triu_indices(channels)
+        return rows * channels + columns
+
+    def compute_output_shape(self, input_shape):
+        channels = input_shape[0][-1]
+        return (input_shape[0][0], channels * (channels + 1) // 2)
+
+    def write_onnx(self, g, shared, shares):
+        maps, weights = self._flat_onnx(g, shared, shares)
+        mean = g.node("ReduceSum", [g.node("Mul", [maps, weights]), g.constant([2], "int64")], keepdims=1)
+        gap = g.node("Sub", [maps, mean])
+        covariance = g.node("MatMul", [g.node("Mul", [gap, weights]), g.node("Transpose", [gap], perm=[0, 2, 1])])
+        channels = self.input[0].shape[-1]
+        upper = g.node("Gather", [g.node("Flatten", [covariance]), g.constant(self._upper(channels), "int64")], axis=1)
+        root = g.node("Sqrt", [g.node("Add", [g.node("Abs", [upper]), g.constant(self._SMOOTH)])])
+        return g.node("Div", [upper, root])
+
+
+def mix_maps(maps, name: str):
+    """Random mixtures of the maps, each of about their size."""
+    start = keras.initializers.RandomNormal(stddev=maps.shape[-1] ** -0.5, seed=len(name))
+    return layers.Conv2D(_MIXTURES, 1, use_bias=False, kernel_initializer=start, name=name)(maps)
+
+
+def cell_shares(inside, maps, stride: int, name: str):
+    """(N, S, S, 1) mask -> (N, h, w, 1): how much of each place of `maps`, `stride` pixels apart, is cell.
+
+    Convolutions without padding lose places at the rim, and so does the result.
+    """
+    shares = layers.AveragePooling2D(stride, padding="same", name=f"{name}_shares")(inside)
+    lost = shares.shape[1] - maps.shape[1]
+    rim = (lost // 2, lost - lost // 2)
+    return layers.Cropping2D((rim, rim), name=f"{name}_rim")(shares) if lost else shares
+
+
+def read_pooled(cell, *kinds, name: str) -> keras.Model:
+    """The network that reads pooled features, each kind a list of (N, D) tensors by its name, by one logit.
+
+    A recipe's `probe` sets the logit: a regression for each kind, averaged.
+    """
+    joined = [layers.Concatenate(name=kind)(tensors) for kind, tensors in kinds]
+    # one kind must not look like several: a concatenation before the embedding is read as kinds
+    x = (
+        layers.Concatenate(name="features")(joined)
+        if len(joined) > 1
+        else layers.Activation("linear", name="features")(joined[0])
+    )
+    x = layers.BatchNormalization(name="embedding", center=False, scale=False, dtype="float32")(x)
+    return keras.Model(cell, one_logit(x), name=name)
