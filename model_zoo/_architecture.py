@@ -145,7 +145,7 @@ def start(model: keras.Model, weights: str | None, *, bare: Callable[[], keras.M
             raise WeightsError(f"{weights} does not hold the weights of {model.name}'s backbone alone: {reason}") from error
     present = {layer.name for layer in model.layers}
     for layer in backbone.layers:
-        if layer.weights and (not prefix or prefix + layer.name in present):
+        if layer.weights and prefix + layer.name in present:  # a network that reads middle layers ends before the last ones
             mine = model.get_layer(prefix + layer.name)
             mine.set_weights(layer.get_weights())
             if hasattr(mine, "finalize_state"):  # Normalization computes with copies of its weights

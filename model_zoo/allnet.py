@@ -17,34 +17,13 @@ _MID_LAYERS = {
     "inception_v3": ("mixed2", "mixed7"),
 }
 
-# For the pooled form, of each backbone: which staining it sees, and, for two mid-depth activations and the last one, their
-# stride and the maps of mobilenet_v2_pyramid that the convolution on them can be taught to give.
+# For the pooled form, of each backbone: which staining it sees, and, for two mid-depth activations, their stride and the maps of
+# mobilenet_v2_pyramid that the convolution on them can be taught to give.
 _STRIDE_16 = ("block_10_expand_relu", "block_13_expand_relu")
 _TAPS = {
-    "vgg16": (
-        "raw",
-        {
-            "block3_conv3": (4, ("block_3_expand_relu",)),
-            "block4_conv3": (8, ("block_6_expand_relu",)),
-            "block5_conv3": (16, _STRIDE_16),
-        },
-    ),
-    "resnet50": (
-        "standard",
-        {
-            "conv3_block4_out": (8, ("block_6_expand_relu",)),
-            "conv4_block6_out": (16, _STRIDE_16),
-            "conv5_block3_out": (32, ("block_13_expand_relu",)),
-        },
-    ),
-    "inception_v3": (
-        "raw",
-        {
-            "mixed2": (8, ("block_6_expand_relu",)),
-            "mixed7": (16, _STRIDE_16),
-            "mixed10": (32, ("block_13_expand_relu",)),
-        },
-    ),
+    "vgg16": ("raw", {"block3_conv3": (4, ("block_3_expand_relu",)), "block4_conv3": (8, ("block_6_expand_relu",))}),
+    "resnet50": ("standard", {"conv3_block4_out": (8, ("block_6_expand_relu",)), "conv4_block6_out": (16, _STRIDE_16)}),
+    "inception_v3": ("raw", {"mixed2": (8, ("block_6_expand_relu",)), "mixed7": (16, _STRIDE_16)}),
 }
 _CHANNELS = {"block_3_expand_relu": 144, "block_6_expand_relu": 192, "block_10_expand_relu": 384, "block_13_expand_relu": 576}
 
@@ -91,30 +70,24 @@ def build_pooled(*, input_size: int, weights: str | None = None) -> keras.Model:
     seen = {"raw": cell, "standard": CellStandardise(name="cell_stain")(cell)}
     seen = {staining: layers.Normalization(name=f"standardise_{staining}")(x) for staining, x in seen.items()}
     inside = CellMask(name="inside")(cell)
-    mids, finals, covariances = [], [], []
+    moments, covariances = [], []
     for name, backbone in _BACKBONES.items():
         staining, taps = _TAPS[name]
         built = backbone.on(backbone.rescale_standardised(seen[staining], f"{name}_rescale"))
         for depth, (tap, (stride, taught)) in enumerate(taps.items()):
-            label = _label(name, depth)
+            label = f"{name}_mid{depth}"
             maps = built.get_layer(tap).output
             shares = cell_shares(inside, maps, stride, label)
             maps = layers.Conv2D(sum(_CHANNELS[block] for block in taught), 1, name=f"{label}_conv")(maps)
             # A layer of its own, so that Grad-CAM, which weighs whole maps, sees what is used of them.
             on_cell = layers.Multiply(name=f"{label}_on_cell")([maps, shares])
-            (mids if depth < 2 else finals).append(MaskedMoments(name=f"{label}_moments")([on_cell, shares]))
-            if depth < 2:
-                mixed = mix_maps(on_cell, name=f"{label}_mix")
-                covariances.append(MaskedCovariance(name=f"{label}_covariance")([mixed, shares]))
-    moments = [layers.Concatenate(name=name)(of) for name, of in (("concatenate1", mids), ("concatenate2", finals))]
-    model = read_pooled(cell, ("concatenate3", moments), ("covariances", covariances), name="allnet.pooled")
+            moments.append(MaskedMoments(name=f"{label}_moments")([on_cell, shares]))
+            mixed = mix_maps(on_cell, name=f"{label}_mix")
+            covariances.append(MaskedCovariance(name=f"{label}_covariance")([mixed, shares]))
+    model = read_pooled(cell, ("concatenate1", moments), ("covariances", covariances), name="allnet.pooled")
     for backbone in _BACKBONES.values():
         backbone.start(model, weights)
     return model
-
-
-def _label(name: str, depth: int) -> str:
-    return f"{name}_final" if depth == 2 else f"{name}_mid{depth}"
 
 
 def _check(weights: str | None) -> None:
@@ -145,11 +118,11 @@ VARIANTS = {
         build=build_pooled,
         input_size=96,
         cam_layers=("vgg16_mid1_on_cell", "resnet50_mid1_on_cell", "inception_v3_mid1_on_cell"),
-        source="ALLNet's three backbones (paper 003). Ours: concatenate1 and 2 join moments over the cell of convolved maps"
-        " instead of maps, so that nothing has to be aligned, and covariances stand beside them; ResNet50 sees the cell's"
-        " channels standardised within it; one logit on all of that.",
+        source="ALLNet's three backbones up to its mid-depth activations (paper 003). Ours: concatenate1 joins moments over the"
+        " cell of convolved maps instead of maps, so that nothing has to be aligned, and covariances stand beside them; ResNet50"
+        " sees the cell's channels standardised within it; one logit on all of that.",
         lessons={
-            f"{_label(name, depth)}_conv": (stride, tuple(f"fine_{staining}_{block}" for block in taught))
+            f"{name}_mid{depth}_conv": (stride, tuple(f"fine_{staining}_{block}" for block in taught))
             for name, (staining, taps) in _TAPS.items()
             for depth, (stride, taught) in enumerate(taps.values())
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 ECE_BINS = 15
+_GRID = 801  # logits among which the operating point is sought
 
 
 def auroc(y_true, y_score) -> float:
@@ -117,18 +118,36 @@ def fit_temperature(y_true, logit) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.1), np.log(20)), method="bounded").x))
 
 
-def youden_threshold(y_true, p_all, subjects) -> float:
-    """The operating point with the largest sensitivity + specificity, every subject weighing the same. Youden 1950."""
-    y_true, p_all, subjects = np.asarray(y_true), np.asarray(p_all), np.asarray(subjects)
-    _, index, counts = np.unique(subjects, return_inverse=True, return_counts=True)
-    weight = 1.0 / counts[index]
-    weight = np.where(y_true == 1, weight / weight[y_true == 1].sum(), weight / weight[y_true == 0].sum())
-    order = np.argsort(-p_all, kind="stable")
-    gain = np.cumsum(np.where(y_true[order] == 1, weight[order], -weight[order]))
-    distinct = np.r_[p_all[order][1:] < p_all[order][:-1], True]
-    best = np.flatnonzero(distinct)[gain[distinct].argmax()]
-    below = p_all[order][best + 1] if best + 1 < len(order) else 0.0
-    return float(np.clip((p_all[order][best] + below) / 2, 0.01, 0.99))
+def youden_threshold(y_true, logit, subjects) -> float:
+    """The logit with the largest sensitivity + specificity, both smoothed by a normal kernel. Youden 1950.
+
+    Their plain sum is a ragged line of 50 persons' steps whose highest tooth lies elsewhere for any other 50; a kernel
+    estimate errs less (Fluss, Faraggi & Reiser 2005, Biometrical Journal 47). A subject weighs as the root of its cells:
+    alike would give ten cells the say of four hundred.
+
+    Args:
+        y_true: int (n,). logit: float (n,). subjects: str (n,).
+    Returns:
+        the logit; 0 where a class is absent.
+    """
+    from scipy.special import ndtr
+
+    y_true, logit, subjects = np.asarray(y_true), np.asarray(logit, float), np.asarray(subjects)
+    if y_true.min() == y_true.max():
+        return 0.0
+    grid = np.linspace(logit.min(), logit.max(), _GRID)
+    below = []
+    for value in (0, 1):
+        z = logit[y_true == value]
+        _, index, counts = np.unique(subjects[y_true == value], return_inverse=True, return_counts=True)
+        weight = counts[index] ** -0.5
+        weight /= weight.sum()
+        deviation = np.sqrt(weight @ (z - weight @ z) ** 2)
+        # Silverman's width (1986) for as many draws as there are persons: cells of one are alike
+        width = max(0.9 * deviation * len(counts) ** -0.2, (grid[1] - grid[0]) / 2)
+        below.append(np.array([weight @ ndtr((at - z) / max(width, 1e-9)) for at in grid]))
+    gain = below[0] - below[1]
+    return float(grid[np.flatnonzero(gain >= gain.max() - 1e-9)].mean())  # the middle, where classes lie apart
 
 
 def paired_difference(

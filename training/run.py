@@ -455,7 +455,7 @@ def _thinned(cells: Cells, each: int = 2) -> Cells:
 
 def operating_points(metrics: dict, threshold: float) -> dict:
     """A card's operating points: one, the default."""
-    chosen = "largest sensitivity + specificity, on cells that are not measured, subjects weighing alike"
+    chosen = "largest sensitivity + specificity, smoothed, on cells that are not measured; a subject weighs as the root of its cells"
     figures = {name: metrics[name] for name in ("sensitivity", "specificity")}
     return {"default": {"threshold": threshold, "chosen": chosen} | figures}
 
@@ -487,7 +487,8 @@ def calibrate(cells: Cells, rows, logit) -> tuple[float, float]:
     """Temperature and threshold, rounded as the card gives them: figures are measured with what is served."""
     y_true = cells.y_true[rows]
     temperature = round(fit_temperature(y_true, logit), 4)
-    return temperature, round(youden_threshold(y_true, sigmoid(logit / temperature), cells.subjects[rows]), 4)
+    operating_point = sigmoid(youden_threshold(y_true, logit, cells.subjects[rows]) / temperature)
+    return temperature, round(float(np.clip(operating_point, 0.01, 0.99)), 4)
 
 
 def _cache() -> Path:

@@ -106,22 +106,44 @@ def test_temperature_is_recovered(temperature):
     assert fit_temperature(y_true, logit * temperature) == pytest.approx(temperature, rel=0.03)
 
 
-@given(scored())
+def persons(rng, n=25, cells=40, spread=1.0):
+    """Logits of n ALL and n HEM subjects, normal around +1 and -1; subjects differ, cells of one less."""
+    subjects = np.repeat(np.arange(2 * n), rng.integers(5, 2 * cells, 2 * n))
+    y_true = (subjects < n).astype(int)
+    logit = 2 * y_true - 1 + rng.normal(0, 0.8, 2 * n)[subjects] + rng.normal(0, spread, len(subjects))
+    return y_true, logit, subjects.astype(str)
+
+
+def test_youden_threshold_errs_less_than_the_highest_tooth():
+    """The best place is 0; the plain maximum over the same cells is the oracle that it has to beat."""
+    errors = {"smoothed": [], "plain": []}
+    for seed in range(40):
+        y_true, logit, subjects = persons(np.random.default_rng(seed))
+        fpr, tpr, thresholds = oracle.roc_curve(y_true, logit)
+        errors["smoothed"].append(youden_threshold(y_true, logit, subjects))
+        errors["plain"].append(thresholds[(tpr - fpr).argmax()])
+    smoothed, plain = (np.sqrt(np.mean(np.square(errors[rule]))) for rule in ("smoothed", "plain"))
+    assert smoothed < 0.8 * plain and smoothed < 0.3
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 10), st.floats(-5, 5))
 @few
-def test_youden_threshold_is_the_best_there_is(case):
-    y_true, p_all = case
-    p_all = 0.02 + 0.95 * p_all
-    subjects = np.array([f"{y}{i % 5}" for i, y in enumerate(y_true)])
-    sizes = dict(zip(*np.unique(subjects, return_counts=True), strict=True))
-    weight = np.array([1 / sizes[s] for s in subjects])
+def test_youden_threshold_moves_with_the_logits(seed, scale, shift):
+    y_true, logit, subjects = persons(np.random.default_rng(seed), n=6)
+    found = youden_threshold(y_true, logit, subjects)
+    assert logit.min() < found < logit.max()
+    step = (logit.max() - logit.min()) / 400
+    assert youden_threshold(y_true, scale * logit + shift, subjects) == pytest.approx(scale * found + shift, abs=scale * step)
+    # the classes' names do not matter
+    assert youden_threshold(1 - y_true, -logit, subjects) == pytest.approx(-found, abs=step)
 
-    def youden(threshold):
-        called = p_all >= threshold
-        return sum(np.average(called[y_true == y] == y, weights=weight[y_true == y]) for y in (0, 1))
 
-    best = max(youden(t) for t in [*p_all, 1.0])
-    threshold = youden_threshold(y_true, p_all, subjects)
-    assert 0.01 <= threshold <= 0.99 and youden(threshold) == pytest.approx(max(best, 1.0))
+def test_youden_threshold_lies_in_the_gap_and_one_class_has_none():
+    y_true, subjects = np.repeat([0, 1], 50), np.repeat(["a", "b", "c", "d"], 25)
+    logit = np.r_[np.linspace(-4, -3, 50), np.linspace(5, 6, 50)]
+    assert youden_threshold(y_true, logit, subjects) == pytest.approx(1.0, abs=0.5)
+    assert youden_threshold(np.ones(100, int), logit, subjects) == 0
+    assert youden_threshold(y_true, np.full(100, 2.0), subjects) == pytest.approx(2.0)
 
 
 def test_reliability_counts_every_cell_and_finds_the_shares():
