@@ -17,8 +17,8 @@ _MID_LAYERS = {
     "inception_v3": ("mixed2", "mixed7"),
 }
 
-# For the pooled form, of each backbone: which staining it sees, and, for two mid-depth activations, their stride and the maps of
-# mobilenet_v2_pyramid that the convolution on them can be taught to give.
+# For the pooled form, of each backbone: which staining it sees, and, for two mid-depth activations, their stride and the maps
+# of mobilenet_v2_pyramid that the convolution on them can be taught to give.
 _STRIDE_16 = ("block_10_expand_relu", "block_13_expand_relu")
 _TAPS = {
     "vgg16": ("raw", {"block3_conv3": (4, ("block_3_expand_relu",)), "block4_conv3": (8, ("block_6_expand_relu",))}),
@@ -118,9 +118,9 @@ VARIANTS = {
         build=build_pooled,
         input_size=96,
         cam_layers=("vgg16_mid1_on_cell", "resnet50_mid1_on_cell", "inception_v3_mid1_on_cell"),
-        source="ALLNet's three backbones up to its mid-depth activations (paper 003). Ours: concatenate1 joins moments over the"
-        " cell of convolved maps instead of maps, so that nothing has to be aligned, and covariances stand beside them; ResNet50"
-        " sees the cell's channels standardised within it; one logit on all of that.",
+        source="ALLNet's three backbones up to its mid-depth activations (paper 003). Ours: concatenate1 joins moments over"
+        " the cell of convolved maps instead of maps, so that nothing has to be aligned, and covariances stand beside them;"
+        " ResNet50 sees the cell's channels standardised within it; one logit on all of that.",
         lessons={
             f"{name}_mid{depth}_conv": (stride, tuple(f"fine_{staining}_{block}" for block in taught))
             for name, (staining, taps) in _TAPS.items()

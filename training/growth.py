@@ -29,7 +29,8 @@ _STAGES = {
 _SHARPNESS = 6.0  # swish(6 x) / 6 is nearly relu(x)
 _OPEN = 4.0  # bias of a gate: sigmoid(4) = .98, nearly open, and free to learn
 _RIDGE = 1e-4  # of the mean variance
-_CELLS, _BATCH = 1000, 50
+_CELLS, _FEWEST, _SIZE = 1000, 300, 96  # so many cells of 96 px; of larger ones fewer: places count, and there are more
+_BATCH = 50
 _BLACK = 0.05  # weight of a place off the cell, beside 1 on it
 
 
@@ -50,7 +51,8 @@ def grow(network, recipe: Recipe, packed: np.ndarray, rows: np.ndarray) -> dict[
     if not {"stem_conv", "block6a_expand_conv"} <= {layer.name for layer in network.layers}:
         raise RecipeError(f"Only an EfficientNetB3 can be grown from MobileNetV2. Received: {network.name}")
     rng = np.random.default_rng(recipe.seed)
-    chosen = np.sort(rng.choice(rows, _CELLS, replace=len(rows) < _CELLS))
+    enough = int(np.clip(_CELLS * (_SIZE / packed.shape[1]) ** 2, _FEWEST, _CELLS))
+    chosen = np.sort(rng.choice(rows, enough, replace=len(rows) < enough))
     layers, seen = augmentation(recipe), []
     for i in range(0, len(chosen), _BATCH):
         cells = packed[chosen[i : i + _BATCH]]

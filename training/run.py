@@ -455,7 +455,7 @@ def _thinned(cells: Cells, each: int = 2) -> Cells:
 
 def operating_points(metrics: dict, threshold: float) -> dict:
     """A card's operating points: one, the default."""
-    chosen = "largest sensitivity + specificity, smoothed, on cells that are not measured; a subject weighs as the root of its cells"
+    chosen = "largest sensitivity + specificity, smoothed, on cells not measured; a subject weighs as the root of its cells"
     figures = {name: metrics[name] for name in ("sensitivity", "specificity")}
     return {"default": {"threshold": threshold, "chosen": chosen} | figures}
 
