@@ -101,18 +101,9 @@ def test_predictions_give_the_cards_figures(name):
     assert card.metrics["auroc"][1] > 0.5  # it learnt something that holds for unseen subjects
 
 
-@pytest.mark.parametrize("name", [card.name for card in list_checkpoints() if card.training["networks"] == 1])
-def test_engine_reproduces_the_held_out_predictions(name, data_root):
-    engine, table = loaded(name), predictions(name)
-    where = {file.name: file for file in (data_root / "cnmc").rglob("UID_*")}
-    chosen = np.linspace(0, len(table["file"]) - 1, 20).astype(int)
-    p_all, _ = engine.predict(framed([where[table["file"][i]] for i in chosen], engine.card.framing))
-    np.testing.assert_allclose(p_all, table["p_all"][chosen], atol=2e-3)
-
-
-@pytest.mark.parametrize("name", [card.name for card in CARDS if card.training["networks"] > 1])
+@every
 def test_what_is_served_reads_as_what_was_measured(name, data_root):
-    """The served network learnt from all subjects, the measured ones each from the others': alike, not equal.
+    """The only network of a run reads the same; one that then learnt from all subjects reads alike, not the same.
 
     One that is fed otherwise than its folds were (unstandardised, say) looks whole and reads every cell as .65.
     """
@@ -121,6 +112,8 @@ def test_what_is_served_reads_as_what_was_measured(name, data_root):
     chosen = np.linspace(0, len(table["file"]) - 1, 40).astype(int)
     p_all, _ = engine.predict(framed([where[table["file"][i]] for i in chosen], engine.card.framing))
     held_out = table["p_all"][chosen]
+    if engine.card.training["networks"] == 1:
+        np.testing.assert_allclose(p_all, held_out, atol=2e-3)
     assert np.corrcoef(p_all, held_out)[0, 1] > 0.75
     assert np.abs(p_all - held_out).mean() < 0.2
 
