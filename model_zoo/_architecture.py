@@ -148,5 +148,11 @@ def start(model: keras.Model, weights: str | None, *, bare: Callable[[], keras.M
         if layer.weights and prefix + layer.name in present:  # a network that reads middle layers ends before the last ones
             mine = model.get_layer(prefix + layer.name)
             mine.set_weights(layer.get_weights())
-            if hasattr(mine, "finalize_state"):  # Normalization computes with copies of its weights
-                mine.finalize_state()
+            refresh([mine])
+
+
+def refresh(layers) -> None:
+    """After weights were set: Normalization computes with copies of its weights, which are made anew."""
+    for layer in layers:
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()

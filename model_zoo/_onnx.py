@@ -124,6 +124,8 @@ def fill_model(model, path: Path) -> None:
     Raises:
         CheckpointError: a weight is missing, left over, or of another shape.
     """
+    from model_zoo._architecture import refresh  # imports Keras, which whoever has a model has done
+
     stored = read_weights(path)
     for layer in model.layers:
         for variable in layer.weights:
@@ -135,8 +137,7 @@ def fill_model(model, path: Path) -> None:
                 found = "nothing" if value is None else f"shape {value.shape}"
                 raise CheckpointError(f"{path}: {name} should have shape {tuple(variable.shape)}, the file holds {found}.")
             variable.assign(value)
-        if hasattr(layer, "finalize_state"):
-            layer.finalize_state()
+    refresh(model.layers)
     if stored:
         raise CheckpointError(f"{path} holds weights the architecture does not have: {', '.join(sorted(stored)[:3])} …")
 

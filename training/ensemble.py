@@ -15,7 +15,7 @@ from training.data import Cells
 from training.errors import RunError
 from training.fit import Part
 from training.metrics import bootstrap_metrics
-from training.run import calibrate, calibrate_parts, operating_points, sigmoid, subject_rows, write_predictions
+from training.run import calibrate, calibrate_parts, operating_points, pool_parts, subject_rows, write_predictions
 
 
 def join(folders: list[Path], out: Path, *, title: str) -> Card:
@@ -53,10 +53,9 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
     cells = Cells(files=[Path(file) for file in tables[0]["file"]], y_true=y_true, subjects=subjects, groups=subjects)
     rows, none = np.arange(len(cells)), np.zeros(0, int)
     parts = [Part(name=str(k), training=none, validation=none, test=rows[fold == k]) for k in dict.fromkeys(fold)]
-    p_all, threshold = np.zeros(len(rows)), np.zeros(len(rows))
-    of_parts = calibrate_parts(cells, parts, [{"test": logit[part.test]} for part in parts])
-    for part, (temperature, operating_point) in zip(parts, of_parts, strict=True):
-        p_all[part.test], threshold[part.test] = sigmoid(logit[part.test] / temperature), operating_point
+    results = [{"test": logit[part.test]} for part in parts]
+    rows, logit, p_all, threshold, fold = pool_parts(parts, results, calibrate_parts(cells, parts, results), "test")
+    y_true, subjects = y_true[rows], subjects[rows]
     temperature, operating_point = calibrate(cells, rows, logit)
     metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
     names = [card.name for card in cards]

@@ -144,8 +144,8 @@ def youden_threshold(y_true, logit, subjects) -> float:
         weight /= weight.sum()
         deviation = np.sqrt(weight @ (z - weight @ z) ** 2)
         # Silverman's width (1986) for as many draws as there are persons: cells of one are alike
-        width = max(0.9 * deviation * len(counts) ** -0.2, (grid[1] - grid[0]) / 2)
-        below.append(np.array([weight @ ndtr((at - z) / max(width, 1e-9)) for at in grid]))
+        width = max(0.9 * deviation * len(counts) ** -0.2, (grid[1] - grid[0]) / 2, 1e-9)
+        below.append(np.array([weight @ ndtr((at - z) / width) for at in grid]))
     gain = below[0] - below[1]
     return float(grid[np.flatnonzero(gain >= gain.max() - 1e-9)].mean())  # the middle, where classes lie apart
 

@@ -21,6 +21,7 @@ import numpy as np
 
 import model_zoo
 from model_zoo import Card
+from model_zoo._architecture import refresh
 from model_zoo._checkpoint import WEIGHTS, hash_weights
 from model_zoo._onnx import write_onnx
 from training.data import (
@@ -269,9 +270,7 @@ class Run:
                 taught = self._taught is not None
                 if taught:
                     network.set_weights(self._taught)
-                    for layer in network.layers:  # Normalization computes with copies of its weights
-                        if hasattr(layer, "finalize_state"):
-                            layer.finalize_state()
+                    refresh(network.layers)
                 if recipe.grow_from and not (folder / "last.npz").exists():
                     self.untouched = None  # of another fold's network
                     told = grow(network, recipe, packed, part.training)
@@ -303,16 +302,9 @@ class Run:
 
     def _finish(self, cells: Cells, parts: list[Part], results: list[dict], served: dict | None) -> Card:
         """Calibrate, measure, and write the checkpoint's files, the card last: with it, the folder is a checkpoint."""
-        rows, logit, p_all, threshold = [], [], [], []
         reported = "test" if any(len(part.test) for part in parts) else "validation"
         calibrations = calibrate_parts(cells, parts, results)
-        for part, result, (temperature, operating_point) in zip(parts, results, calibrations, strict=True):
-            rows.append(getattr(part, reported))
-            logit.append(result[reported])
-            p_all.append(sigmoid(result[reported] / temperature))
-            threshold.append(np.full(len(rows[-1]), operating_point))
-        fold = np.concatenate([np.full(len(r), part.name) for r, part in zip(rows, parts, strict=True)])
-        rows, logit, p_all, threshold = map(np.concatenate, (rows, logit, p_all, threshold))
+        rows, logit, p_all, threshold, fold = pool_parts(parts, results, calibrations, reported)
         if len(parts) == 1:
             temperature, operating_point = calibrations[0]
         else:
@@ -481,6 +473,16 @@ def calibrate_parts(cells: Cells, parts: list[Part], results: list[dict]) -> lis
         else:
             found.append((1.0, 0.5))
     return found
+
+
+def pool_parts(parts: list[Part], results: list[dict], calibrations, reported: str) -> list[np.ndarray]:
+    """The `reported` cells of all parts, each with its part's calibration: rows, logit, p_all, threshold, fold; (n,) each."""
+    columns = []
+    for part, result, (temperature, operating_point) in zip(parts, results, calibrations, strict=True):
+        rows, logit = getattr(part, reported), result[reported]
+        alike = np.full(len(rows), operating_point), np.full(len(rows), part.name)
+        columns.append((rows, logit, sigmoid(logit / temperature), *alike))
+    return [np.concatenate(column) for column in zip(*columns, strict=True)]
 
 
 def calibrate(cells: Cells, rows, logit) -> tuple[float, float]:
