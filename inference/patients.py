@@ -12,7 +12,7 @@ from model_zoo import Card
 # is quoted for marrow blasts; C-NMC itself cannot validate shares, see docs/decisions/0005.
 BLAST_LINE = 0.20
 MIN_CELLS = 20
-_DRAWS = 4000
+_DRAWS, _SHARES = 400, 501  # of held-out subjects; from 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,10 @@ def wilson_interval(called: int, n: int, *, z: float = 1.959964) -> tuple[float,
 def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
     """Fraction of one patient's cells called ALL, corrected for the checkpoint's errors on unseen subjects.
 
-    The correction is Rogan & Gladen's (1978, Am J Epidemiol 107:71-76): (fraction - fpr) / (tpr - fpr). Its
-    interval carries the counting error (a Beta draw) and the uncertainty of sensitivity and specificity
-    (held-out subjects drawn with replacement).
+    The correction is Rogan & Gladen's (1978, Am J Epidemiol 107:71-76), (fraction - fpr) / (tpr - fpr), as Bayesians make it
+    (Gelman & Carpenter 2020, J R Stat Soc C 69:1269-1283), so that few cells say little also where the plain formula ends
+    at 0 or 1. Its interval carries the counting error and the uncertainty of sensitivity and specificity (held-out
+    subjects drawn with replacement).
 
     Args:
         p_all: float (n,), calibrated probabilities in [0, 1].
@@ -119,12 +120,18 @@ def _answer(n, low, high, corrected_low, corrected_high, subjects) -> tuple[str,
 
 
 def _correct(called: int, n: int, subjects: list, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Median and 95% interval of the Rogan-Gladen share over draws of subjects and of the count."""
+    """Median and 95% interval of the share of ALL cells: what the count leaves of a uniform prior over 0..1.
+
+    Averaged over draws of held-out subjects, so these cells say nothing about the network's error rates.
+    """
     rates = {value: np.array([k / m for _, y_true, m, k in subjects if y_true == value]) for value in (1, 0)}
     tpr, fpr = (rng.choice(rates[value], (_DRAWS, len(rates[value]))).mean(1) for value in (1, 0))
-    fraction = rng.beta(called + 0.5, n - called + 0.5, _DRAWS)
-    gap = tpr - fpr
     # a draw whose network does not separate the classes says nothing about the share
-    share = np.where(gap > 0.05, np.clip((fraction - fpr) / np.maximum(gap, 0.05), 0, 1), rng.random(_DRAWS))
-    low, median, high = np.percentile(share, [2.5, 50, 97.5])
+    gap = np.where(tpr - fpr > 0.05, tpr - fpr, 0)
+    share = np.linspace(0, 1, _SHARES)
+    p_called = np.clip(fpr[:, None] + share * gap[:, None], 1e-9, 1 - 1e-9)
+    likelihood = called * np.log(p_called) + (n - called) * np.log1p(-p_called)
+    likelihood = np.exp(likelihood - likelihood.max(1, keepdims=True))
+    below = np.cumsum((likelihood / likelihood.sum(1, keepdims=True)).mean(0))
+    low, median, high = np.interp([0.025, 0.5, 0.975], below, share)
     return float(median), float(low), float(high)

@@ -76,6 +76,23 @@ def test_correction_takes_out_the_checkpoints_errors(make_card):
     assert summary.corrected == pytest.approx((0.55 - 0.3) / (0.8 - 0.3), abs=0.01)
 
 
+@pytest.mark.parametrize("n", [8, 60])
+def test_corrected_interval_covers_shares_drawn_uniformly(n, make_card):
+    rng = np.random.default_rng(n)
+    card = make_card(subjects=[["1", 1, 1000, 870], ["H1", 0, 1000, 210]])
+    shares = rng.uniform(0, 1, 400)
+    summaries = [summarize_patient(called(rng.binomial(n, 0.21 + 0.66 * share), n), card) for share in shares]
+    covered = np.mean([s.corrected_low <= share <= s.corrected_high for s, share in zip(summaries, shares, strict=True)])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_few_cells_say_little_even_if_all_are_called_alike(make_card):
+    card = make_card(subjects=[["1", 1, 1000, 870], ["H1", 0, 1000, 210]])
+    none, every = (summarize_patient(called(k, 8), card) for k in (0, 8))
+    assert none.corrected_low < 0.01 and none.corrected_high > BLAST_LINE
+    assert every.corrected_high > 0.99 and every.corrected_low < 0.8
+
+
 def test_network_that_tells_nothing_apart_answers_nothing(make_card):
     card = make_card(subjects=[["1", 1, 100, 50], ["2", 1, 100, 60], ["H1", 0, 100, 55], ["H2", 0, 100, 65]])
     assert {summarize_patient(called(k, 200), card).verdict for k in (0, 100, 200)} == {"indeterminate"}
