@@ -41,6 +41,7 @@ bench: $(VENV)/dev.stamp  ## print the benchmark tables (needs BLASTOSCOPE_DATA)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.size_alone
 	$(BIN)/python -m benchmarks.folds
+	$(BIN)/python -m benchmarks.imaging
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

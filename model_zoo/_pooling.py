@@ -77,6 +77,58 @@ class CellMask(layers.Layer):
         return _inside_onnx(g, cells)
 
 
+@keras.saving.register_keras_serializable("blastoscope")
+class DarknessBands(layers.Layer):
+    """(N, S, S, 3) -> (N, S, S, 3): shares of a place in the dark, the middling and the light part of its cell; none on black.
+
+    Dark is dense chromatin, light is cytoplasm, nucleoli and open chromatin. In deviations from the cell's own mean, so
+    another stain or lamp moves the bands along.
+    """
+
+    CENTRES = np.array([-0.9, -0.1, 0.9], "float32")
+    _STEEP, _SMOOTH = 4.0, 5  # of the bands' edges; pixels a side, over which brightness is averaged
+
+    def __init__(self, **options):
+        super().__init__(**options | {"dtype": "float32"})
+
+    def call(self, cells):
+        inside = _inside(cells)
+
+        def average(x):
+            return ops.average_pool(x, self._SMOOTH, 1, "same", data_format="channels_last")
+
+        grey = average(ops.mean(cells, axis=-1, keepdims=True) * inside) / (average(inside) + 1e-3)
+        count = ops.sum(inside, axis=(1, 2), keepdims=True) + 1
+        gap = grey - ops.sum(grey * inside, axis=(1, 2), keepdims=True) / count
+        deviation = ops.sqrt(ops.sum(gap * gap * inside, axis=(1, 2), keepdims=True) / count) + 1
+        # exp(-steep (z - centre)^2), over all bands; z^2 is the same in each
+        near = 2 * self.CENTRES * (gap / deviation) - self.CENTRES**2
+        return ops.softmax(self._STEEP * near, axis=-1) * inside
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], len(self.CENTRES))
+
+    def write_onnx(self, g, cells):
+        inside = _inside_onnx(g, cells)
+
+        def average(x):
+            side = self._SMOOTH
+            return g.node("AveragePool", [x], kernel_shape=[side, side], auto_pad="SAME_UPPER")
+
+        def total(x):
+            return g.node("ReduceSum", [x, g.constant([2, 3], "int64")], keepdims=1)
+
+        bright = g.node("Mul", [g.node("ReduceMean", [cells], axes=[1], keepdims=1), inside])
+        grey = g.node("Div", [average(bright), g.node("Add", [average(inside), g.constant(1e-3)])])
+        count = g.node("Add", [total(inside), g.constant(1.0)])
+        gap = g.node("Sub", [grey, g.node("Div", [total(g.node("Mul", [grey, inside])), count])])
+        variance = g.node("Div", [total(g.node("Mul", [g.node("Mul", [gap, gap]), inside])), count])
+        z = g.node("Div", [gap, g.node("Add", [g.node("Sqrt", [variance]), g.constant(1.0)])])
+        near = g.node("Mul", [z, g.per_channel(2 * self._STEEP * self.CENTRES)])
+        near = g.node("Sub", [near, g.per_channel(self._STEEP * self.CENTRES**2)])
+        return g.node("Mul", [g.node("Softmax", [near], axis=1), inside])
+
+
 class _MaskedPooling(layers.Layer):
     """Pools maps over the cell. Takes maps times shares (N, H, W, C), and shares (N, H, W, 1): how much of a place is cell."""
 
@@ -87,45 +139,61 @@ class _MaskedPooling(layers.Layer):
 
     @classmethod
     def _flat(cls, shared, shares):
-        """(N, HW, C) maps, restored, and (N, HW, 1) weights that add up to 1 (to 0 where there is no cell)."""
-        channels, places = shared.shape[-1], shared.shape[1] * shared.shape[2]
-        shares = ops.reshape(shares, (-1, places, 1))
-        maps = ops.reshape(shared, (-1, places, channels)) / (shares + cls._LEAST)
-        return maps, shares / (ops.sum(shares, axis=1, keepdims=True) + 1e-3)
+        """(N, HW, C): the maps as they were before they were multiplied."""
+        places = shared.shape[1] * shared.shape[2]
+        return ops.reshape(shared / (shares + cls._LEAST), (-1, places, shared.shape[-1]))
+
+    @staticmethod
+    def _weights(shares):
+        """(N, H, W, R) -> (N, HW, R): each adds up to 1 over the places (to 0 where there is nothing of it)."""
+        shares = ops.reshape(shares, (-1, shares.shape[1] * shares.shape[2], shares.shape[-1]))
+        return shares / (ops.sum(shares, axis=1, keepdims=True) + 1e-3)
 
     @classmethod
     def _flat_onnx(cls, g, shared, shares):
-        """(N, C, HW) and (N, 1, HW)."""
-        shares = g.node("Reshape", [shares, g.constant([0, 0, -1], "int64")])
-        shared = g.node("Reshape", [shared, g.constant([0, 0, -1], "int64")])
+        """(N, C, HW)."""
         maps = g.node("Div", [shared, g.node("Add", [shares, g.constant(cls._LEAST)])])
+        return g.node("Reshape", [maps, g.constant([0, 0, -1], "int64")])
+
+    @staticmethod
+    def _weights_onnx(g, shares):
+        """(N, R, HW)."""
+        shares = g.node("Reshape", [shares, g.constant([0, 0, -1], "int64")])
         total = g.node("Add", [g.node("ReduceSum", [shares, g.constant([2], "int64")], keepdims=1), g.constant(1e-3)])
-        return maps, g.node("Div", [shares, total])
+        return g.node("Div", [shares, total])
 
 
 @keras.saving.register_keras_serializable("blastoscope")
 class MaskedMoments(_MaskedPooling):
-    """-> (N, 2C): mean and standard deviation of each map over the cell."""
+    """-> (N, 2C): mean and standard deviation of each map over the cell.
+
+    With a third input, regions (N, H, W, R), of each of those apart: (N, 2RC).
+    """
 
     def call(self, inputs):
-        maps, weights = self._flat(*inputs)
-        mean, square = ops.sum(maps * weights, axis=1), ops.sum(maps * maps * weights, axis=1)
+        shared, shares, *regions = inputs
+        maps, weights = self._flat(shared, shares), self._weights(regions[0] if regions else shares)
+        weights = ops.transpose(weights, (0, 2, 1))
+        mean, square = ops.matmul(weights, maps), ops.matmul(weights, maps * maps)
         # the root's slope is infinite at 0
-        return ops.concatenate([mean, ops.sqrt(ops.maximum(square - mean * mean, 1e-6))], axis=-1)
+        moments = ops.concatenate([mean, ops.sqrt(ops.maximum(square - mean * mean, 1e-6))], axis=-1)
+        return ops.reshape(moments, (-1, moments.shape[1] * moments.shape[2]))
 
     def compute_output_shape(self, input_shape):
-        return (input_shape[0][0], 2 * input_shape[0][-1])
+        maps, *shares = input_shape
+        return (maps[0], 2 * shares[-1][-1] * maps[-1])
 
-    def write_onnx(self, g, shared, shares):
-        maps, weights = self._flat_onnx(g, shared, shares)
+    def write_onnx(self, g, shared, shares, regions=None):
+        maps, weights = self._flat_onnx(g, shared, shares), self._weights_onnx(g, regions or shares)
         weights = g.node("Transpose", [weights], perm=[0, 2, 1])
 
-        def average(x):
-            return g.node("Flatten", [g.node("MatMul", [x, weights])])
+        def average(x):  # (N, C, HW) -> (N, R, C)
+            return g.node("Transpose", [g.node("MatMul", [x, weights])], perm=[0, 2, 1])
 
         mean = average(maps)
         variance = g.node("Sub", [average(g.node("Mul", [maps, maps])), g.node("Mul", [mean, mean])])
-        return g.node("Concat", [mean, g.node("Sqrt", [g.node("Max", [variance, g.constant(1e-6)])])], axis=1)
+        deviation = g.node("Sqrt", [g.node("Max", [variance, g.constant(1e-6)])])
+        return g.node("Flatten", [g.node("Concat", [mean, deviation], axis=2)])
 
 
 @keras.saving.register_keras_serializable("blastoscope")
@@ -139,7 +207,7 @@ class MaskedCovariance(_MaskedPooling):
     _SMOOTH = 1e-4  # the root's slope is infinite at 0
 
     def call(self, inputs):
-        maps, weights = self._flat(*inputs)
+        maps, weights = self._flat(*inputs), self._weights(inputs[1])
         gap = maps - ops.sum(maps * weights, axis=1, keepdims=True)
         covariance = ops.matmul(ops.transpose(gap * weights, (0, 2, 1)), gap)
         channels = maps.shape[-1]
@@ -156,7 +224,7 @@ class MaskedCovariance(_MaskedPooling):
         return (input_shape[0][0], channels * (channels + 1) // 2)
 
     def write_onnx(self, g, shared, shares):
-        maps, weights = self._flat_onnx(g, shared, shares)
+        maps, weights = self._flat_onnx(g, shared, shares), self._weights_onnx(g, shares)
         mean = g.node("ReduceSum", [g.node("Mul", [maps, weights]), g.constant([2], "int64")], keepdims=1)
         gap = g.node("Sub", [maps, mean])
         covariance = g.node("MatMul", [g.node("Mul", [gap, weights]), g.node("Transpose", [gap], perm=[0, 2, 1])])
@@ -173,7 +241,7 @@ def mix_maps(maps, name: str):
 
 
 def cell_shares(inside, maps, stride: int, name: str):
-    """(N, S, S, 1) mask -> (N, h, w, 1): how much of each place of `maps`, `stride` pixels apart, is cell.
+    """(N, S, S, R) masks -> (N, h, w, R): how much of each place of `maps`, `stride` pixels apart, is cell, or a part of it.
 
     Convolutions without padding lose places at the rim, and so does the result.
     """

@@ -86,6 +86,41 @@ def _resample(cells, matrix, shift):
     return ops.cast(sampled + 0.5, "uint8")
 
 
+class Defocus(layers.Layer):
+    """Blur each cell by its own draw, inside itself: another focus. uint8 in and out; the segmented outline stays where it is.
+
+    Args:
+        blur: largest standard deviation of the Gaussian, in pixels; drawn from U(0, blur).
+        seed: of the draws.
+    """
+
+    def __init__(self, blur: float, seed: int):
+        super().__init__(dtype="float32")
+        self.reach = np.arange(-(reach := int(np.ceil(3 * blur))), reach + 1, dtype="float32")
+        self.blur, self.random = blur, keras.random.SeedGenerator(seed)
+
+    def call(self, cells, training=False):
+        cells = ops.cast(cells, "uint8")
+        if not training:
+            return cells
+        deviation = draw_uniform(ops.shape(cells)[0], (1,), 0.0, self.blur, seed=self.random) + 1e-3
+        return _blur(cells, ops.exp(-0.5 * (self.reach / deviation) ** 2))
+
+
+@_compiled
+def _blur(cells, taps):
+    """uint8 (n, S, S, 3), blurred along both axes by its own row of taps (n, K), over the pixels of the cell alone."""
+    inside = ops.cast(ops.max(cells, axis=-1, keepdims=True) >= 1, "float32")
+    sums = ops.concatenate([ops.cast(cells, "float32") * inside, inside], axis=-1)
+    size, width = cells.shape[1], taps.shape[1]
+    for axis in (1, 2):
+        padded = ops.pad(sums, [(0, 0), *((width // 2,) * 2 if a == axis else (0, 0) for a in (1, 2)), (0, 0)])
+        moved = (padded[:, k : k + size] if axis == 1 else padded[:, :, k : k + size] for k in range(width))
+        sums = sum(x * taps[:, None, None, k, None] for k, x in enumerate(moved))
+    blurred = ops.maximum(sums[..., :3] / (sums[..., 3:] + 1e-6), 1)  # not black, or a dark place would leave the cell
+    return ops.cast(blurred * inside + 0.5, "uint8")
+
+
 class StainJitter(layers.Layer):
     """Random gamma and colour matrix for each cell: another microscope, another stain. uint8 in, float32 of 0..255 out.
 
@@ -133,6 +168,8 @@ def augmentation(recipe: Recipe) -> list[layers.Layer]:
     if recipe.flip or recipe.rotate or recipe.quarter_turns or recipe.shift:
         placed = {name: getattr(recipe, name) for name in ("flip", "rotate", "quarter_turns", "shift")}
         chosen.append(Placement(**placed, seed=recipe.seed))
+    if recipe.blur:
+        chosen.append(Defocus(recipe.blur, recipe.seed + 2))
     if recipe.stain or recipe.gamma:
         chosen.append(StainJitter(recipe.stain, recipe.gamma, recipe.seed + 1))
     return chosen

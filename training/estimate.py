@@ -177,9 +177,12 @@ class _Clock:
 
 def _seconds(recipe: Recipe, cells: Cells, part, step: float, forward: float) -> float:
     """Of one fit: its steps, and forward passes over what is only looked at."""
+    from training.fit import CHANGED
+
     batches = _batches(recipe, cells, part)
     looked = recipe.epochs * len(part.validation) + recipe.rotations * len(part.test)
     looked += len(part.training) if recipe.probe else 0
+    looked += min(CHANGED, len(part.training)) if recipe.probe_imaging else 0
     return step * (recipe.epochs + recipe.head_epochs) * batches + forward * looked
 
 

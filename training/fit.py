@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from training.recipe import Recipe
 
 HISTORY = ("fold", "epoch", "loss", "learning_rate", "validation_auroc", "validation_accuracy", "validation_weighted_f1")
 HISTORY += ("validation_loss", "seconds")
+CHANGED = 1600  # training cells that are imaged otherwise to show a probe what to shun
 # of mobilenet_v2_pyramid, what a teacher teaches
 _TAUGHT = re.compile(r".*_block_(6|13)_expand_relu_moments")
 
@@ -244,28 +246,51 @@ def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report) -> None:
     features_of = keras.Model(network.inputs, embedding.input if normalised else embedding.output)
     started = time.time()
     if report.untouched is None:  # every fold starts from the same network: its features of all cells are computed once
-        size = recipe.batch_size
-        batches = (packed[i : i + size].astype("float32") for i in range(0, len(packed), size))
-        report.untouched = np.concatenate([keras.ops.convert_to_numpy(features_of.predict_on_batch(b)) for b in batches])
-    features = report.untouched[rows]
-    if normalised:
-        mean, variance = features.mean(0), features.var(0)
-        embedding.moving_mean.assign(mean)
-        embedding.moving_variance.assign(variance)
-        features = (features - mean) / np.sqrt(variance + embedding.epsilon)
+        report.untouched = _features(features_of, packed, np.arange(len(packed)), recipe.batch_size)
+    width, changes = report.untouched.shape[1], None
+    if recipe.probe_imaging:
+        few = np.sort(np.random.default_rng(recipe.seed).permutation(rows)[:CHANGED])
+        # turned as well, cells would differ by what hides the imaging: measured, docs/decisions/0013
+        imaging = augmentation(replace(recipe, flip="", rotate=0, quarter_turns=False, shift=0))
+        changes = _features(features_of, packed, few, recipe.batch_size, imaging) - report.untouched[few]
+    shift, variance, kernel, bias, iterations = *np.zeros((3, width), "float32"), 0.0, []
     chance = Draws(replace(recipe, sampling="subjects"), packed, cells, rows).chance
-    iterations, kernel, bias = [], np.zeros(features.shape[1], "float32"), 0.0
+    y_true, subjects = cells.y_true[rows], cells.subjects[rows]
     for part in (parts := _kinds_of_features(embedding)):
-        columns, y_true = features[:, part], cells.y_true[rows]
-        directions, shrink = _directions_of_persons(columns, y_true, cells.subjects[rows], recipe.probe_persons)
-        columns = columns + (columns @ directions.T * shrink) @ directions
+        columns, scale = report.untouched[rows, part], np.float32(1)  # the one copy: with many cells these are gigabytes
+        if normalised:
+            shift[part] = columns.mean(0)
+            columns -= shift[part]
+            variance[part] = np.einsum("ij,ij->j", columns, columns) / len(columns)
+            scale = np.sqrt(variance[part] + embedding.epsilon)
+            columns /= scale
+        shunned = [recipe.probe_persons**0.5 * _between_persons(columns, y_true, subjects)]
+        if changes is not None:
+            shunned.append((recipe.probe_imaging / len(changes)) ** 0.5 * changes[:, part] / scale)
+        shrink = _shrinking(np.concatenate(shunned))
+        for i in range(0, len(columns), 512):
+            columns[i : i + 512] = shrink(columns[i : i + 512])
         model = LogisticRegression(C=recipe.probe, max_iter=100).fit(columns, y_true, sample_weight=chance * len(rows))
-        found = model.coef_[0] + (model.coef_[0] @ directions.T * shrink) @ directions  # for features as they come
-        kernel[part], bias = found / len(parts), bias + model.intercept_[0] / len(parts)
+        kernel[part] = shrink(model.coef_)[0] / len(parts)  # for features as they come
+        bias += model.intercept_[0] / len(parts)
         iterations.append(int(model.n_iter_[0]))
+    if normalised:
+        embedding.moving_mean.assign(shift)
+        embedding.moving_variance.assign(variance)
     last.set_weights([kernel[:, None], np.array([bias], "float32")])
     took = f"{iterations} iterations, {time.time() - started:.0f} s"
-    report.log(f"probe: {features.shape[1]} features of {len(rows)} cells, {took}")
+    report.log(f"probe: {width} features of {len(rows)} cells, {took}")
+
+
+def _features(features_of, packed, rows, batch_size: int, augment=()) -> np.ndarray:
+    """(n, D) of the cells, each drawn once by `augment`'s layers."""
+    found = []
+    for i in range(0, len(rows), batch_size):
+        batch = packed[rows[i : i + batch_size]]
+        for layer in augment:
+            batch = layer(batch, training=True)
+        found.append(features_of.predict_on_batch(keras.ops.convert_to_numpy(batch).astype("float32")))
+    return np.concatenate([keras.ops.convert_to_numpy(x) for x in found])
 
 
 def _kinds_of_features(embedding) -> list[slice]:
@@ -280,28 +305,33 @@ def _kinds_of_features(embedding) -> list[slice]:
     return [slice(end - tensor.shape[-1], end) for end, tensor in zip(ends, joined, strict=True)]
 
 
-def _directions_of_persons(features, y_true, subjects, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Where persons of one class differ from each other, and by how much to shrink that before a probe.
+def _between_persons(features, y_true, subjects) -> np.ndarray:
+    """(persons, D): where each lies from the mean of its class, divided by the root of their number.
 
-    A direction with variance v between persons is scaled by 1 / sqrt(1 + strength * v): what tells persons apart, not
-    classes, then costs more to use. Within-class covariance normalisation, Hatch et al. 2006 (Interspeech), there of
-    speakers.
-
-    Returns:
-        float32 (k, D) orthonormal rows, and float32 (k,) factors minus 1.
+    The rows' squares add up to the variance between persons: within-class covariance normalisation, Hatch et al. 2006
+    (Interspeech), there of speakers.
     """
-    if not strength:
-        return np.zeros((0, features.shape[1]), "float32"), np.zeros(0, "float32")
     names, index, counts = np.unique(subjects, return_inverse=True, return_counts=True)
     means = np.stack([features[index == i].mean(0) for i in range(len(names))])
     classes = np.array([y_true[index == i][0] for i in range(len(names))])
     for value in (0, 1):
         of = classes == value
         means[of] -= np.average(means[of], axis=0, weights=counts[of] ** 0.5)
-    means *= np.sqrt(counts / (counts + 10))[:, None]  # a mean of few cells is mostly noise
-    _, singular, directions = np.linalg.svd(means, full_matrices=False)
-    shrink = 1 / np.sqrt(1 + strength * singular**2 / len(names)) - 1
-    return directions.astype("float32"), shrink.astype("float32")
+    return means * np.sqrt(counts / (counts + 10) / len(names))[:, None]  # a mean of few cells is mostly noise
+
+
+def _shrinking(shunned: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """How features (n, D) are shrunk along what the rows `shunned` (m, D) differ by, before a penalised regression.
+
+    A direction in which they vary by v is scaled by 1 / sqrt(1 + v): it then costs more to use. Of what other
+    imaging changes: nuisance attribute projection, Solomonoff et al. 2005 (ICASSP), softened.
+    """
+    shunned = shunned.astype("float64")
+    variances, vectors = np.linalg.eigh(shunned @ shunned.T)  # far fewer rows than features
+    kept = variances > 1e-3  # the rest would be shrunk by less than a thousandth
+    directions = ((vectors[:, kept] / np.sqrt(variances[kept])).T @ shunned).astype("float32")
+    factors = (1 / np.sqrt(1 + variances[kept]) - 1).astype("float32")
+    return lambda features: features + (features @ directions.T * factors) @ directions
 
 
 def _freeze(network, recipe: Recipe) -> dict[str, float]:

@@ -44,6 +44,7 @@ class Recipe:
             the training cells: the best answer of an untouched backbone. With epochs = 0 it is the network. Where the
             embedding joins several kinds of features, it is the mean of a regression for each.
         probe_persons: how much of what tells persons of one class apart is taken from the probe; 0 for nothing.
+        probe_imaging: how much of what another stain, lamp or focus changes (`stain`, `gamma`, `blur`) is taken from the probe.
         head_epochs: epochs, at ten times the rate, in which only the layers after the backbone train; its pretrained
             features are not torn up by a random head. Kumar et al. 2022, arXiv:2202.10054.
         teacher: "", or `.weights.h5` of an ImageNet MobileNetV2, relative to the data folder. Besides the labels the
@@ -68,6 +69,7 @@ class Recipe:
             translation as a share of the frame.
         stain: largest relative change of each entry of the 3x3 colour matrix; black stays black.
         gamma: largest relative change of the exponent.
+        blur: largest standard deviation, in pixels, of a Gaussian blur inside the cell.
         watch, patience: the validation figure that chooses the epoch; epochs without a better one before stopping,
             0 for never.
         folds, test_folds: number of subject-disjoint folds, and those that are held out in turn; [] for each of them.
@@ -94,6 +96,7 @@ class Recipe:
     teach_without: list = field(default_factory=list)
     probe: float = 0.0
     probe_persons: float = 0.0
+    probe_imaging: float = 0.0
     head_epochs: int = 0
     epochs: int
     draws_per_epoch: int = 0
@@ -117,6 +120,7 @@ class Recipe:
     shift: float = 0.0
     stain: float = 0.0
     gamma: float = 0.0
+    blur: float = 0.0
     watch: str = "auroc"
     patience: int = 0
     folds: int = 5
@@ -140,6 +144,8 @@ class Recipe:
             "teach_epochs",
             "probe",
             "probe_persons",
+            "probe_imaging",
+            "blur",
             "draws_per_epoch",
             "head_epochs",
             "warmup_epochs",
@@ -171,6 +177,8 @@ class Recipe:
             raise RecipeError(f"test_folds must lie in 0..{self.folds - 1}. Received: test_folds={self.test_folds!r}")
         if not all(isinstance(k, int) and 0 <= k < self.folds for k in self.teach_without):
             raise RecipeError(f"teach_without must lie in 0..{self.folds - 1}. Received: teach_without={self.teach_without!r}")
+        if self.probe_imaging and not (self.probe and (self.stain or self.gamma or self.blur)):
+            raise RecipeError("probe_imaging needs a probe, and stain, gamma or blur: what it is to shun.")
         if self.grow_from and (self.weights or self.teach_epochs):
             raise RecipeError("grow_from sets all weights: leave weights and teach_epochs out, or it.")
         if self.teach_without and self.protocol != "by_subject":

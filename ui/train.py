@@ -143,6 +143,7 @@ AUGMENT = (
     Setting(field="shift", label="Shift (share of frame)", low=0, high=0.5, step=0.01, form="%.2f"),
     Setting(field="stain", label="Stain (± share)", low=0, high=0.9, step=0.05, text="Random colour matrix", form="%.2f"),
     Setting(field="gamma", label="Brightness (± gamma)", low=0, high=0.9, step=0.05, form="%.2f"),
+    Setting(field="blur", label="Blur (pixels)", low=0, high=10, step=0.1, text="Focus; inside the cell", form="%.1f"),
 )
 
 

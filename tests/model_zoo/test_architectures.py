@@ -71,6 +71,38 @@ def test_the_pyramid_pools_over_the_cell_alone():
             np.testing.assert_allclose(pooled[k], expected, atol=2e-3)
 
 
+def test_moments_of_regions_are_those_of_each_apart():
+    from model_zoo._pooling import MaskedMoments
+
+    rng = np.random.default_rng(0)
+    maps, shares = rng.random((2, 6, 5, 4)).astype("float32"), np.ones((2, 6, 5, 1), "float32")
+    regions = np.zeros((2, 6, 5, 3), "float32")
+    for region, rows in enumerate((slice(0, 2), slice(2, 3), slice(3, 6))):
+        regions[:, rows, :, region] = 1
+    pooled = keras.ops.convert_to_numpy(MaskedMoments()([maps, shares, regions]))
+    assert pooled.shape == MaskedMoments().compute_output_shape([maps.shape, shares.shape, regions.shape])
+    apart = [MaskedMoments()([maps * (of := regions[..., k : k + 1]), of]) for k in range(3)]
+    np.testing.assert_allclose(pooled, np.concatenate(apart, axis=1), atol=1e-3)
+
+
+def test_bands_part_the_cell_by_its_own_darkness():
+    from model_zoo._pooling import DarknessBands
+
+    cell = np.zeros((1, 48, 48, 3), "float32")
+    cell[:, 8:40, 8:40] = 150  # cytoplasm
+    cell[:, 12:36, 12:36] = 112  # nucleus
+    cell[:, 20:28, 20:28] = 40  # dense chromatin
+    bands = keras.ops.convert_to_numpy(DarknessBands()(cell))
+    inside = cell.max(-1) > 0
+    np.testing.assert_allclose(bands.sum(-1), inside, atol=1e-5)
+    places = {"dense": (24, 24), "nucleus": (16, 16), "cytoplasm": (9, 24)}
+    assert [int(bands[0, *places[name]].argmax()) for name in places] == [0, 1, 2]
+    other_lamp = np.where(inside[..., None], cell * 0.6 + 60, 0)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(DarknessBands()(other_lamp)), bands, atol=0.05)
+    alike = np.where(inside[..., None], 120, 0).astype("float32")
+    assert np.isfinite(keras.ops.convert_to_numpy(DarknessBands()(np.concatenate([alike, 0 * alike])))).all()
+
+
 def test_what_lies_beside_the_cell_changes_nothing_the_pyramid_pools(cells):
     model = built("mobilenet_v2_pyramid")
     black = cells.copy()

@@ -2,12 +2,12 @@ import keras
 import numpy as np
 import pytest
 
-from training.augment import Placement, StainJitter, _look_up, _mix, _resample, augmentation
+from training.augment import Defocus, Placement, StainJitter, _blur, _look_up, _mix, _resample, augmentation
 from training.recipe import Recipe
 
 SIZE = 64
-OFF = {"flip": "", "rotate": 0.0, "quarter_turns": False, "shift": 0.0, "stain": 0.0, "gamma": 0.0}
-ON = {"flip": "both", "rotate": 180.0, "quarter_turns": True, "shift": 0.1, "stain": 0.3, "gamma": 0.4}
+OFF = {"flip": "", "rotate": 0.0, "quarter_turns": False, "shift": 0.0, "stain": 0.0, "gamma": 0.0, "blur": 0.0}
+ON = {"flip": "both", "rotate": 180.0, "quarter_turns": True, "shift": 0.1, "stain": 0.3, "gamma": 0.4, "blur": 1.5}
 
 
 def recipe(**settings):
@@ -161,3 +161,21 @@ def test_in_a_compiled_training_step(cells):
     before = model.get_weights()[0].copy()
     losses = [model.train_on_batch(cells[:n], np.ones((n, 1))) for n in (4, 3, 4)]
     assert np.isfinite(losses).all() and (model.get_weights()[0] != before).any()
+
+
+def test_blur_is_scipys_within_the_cell(cells):
+    from scipy.ndimage import gaussian_filter
+
+    deviation, reach = np.linspace(0.4, 1.5, len(cells), dtype="float32")[:, None], np.arange(-5, 6, dtype="float32")
+    found = keras.ops.convert_to_numpy(_blur(*tensors(cells, np.exp(-0.5 * (reach / deviation) ** 2))))
+    for cell, sigma, blurred in zip(cells, deviation[:, 0], found, strict=True):
+        inside = (cell.max(-1, keepdims=True) > 0).astype("float64")
+        smooth = [gaussian_filter(x, (sigma, sigma, 0), mode="constant", radius=(5, 5, 0)) for x in (cell * inside, inside)]
+        expected = np.maximum(smooth[0] / (smooth[1] + 1e-6), 1) * inside
+        np.testing.assert_allclose(blurred, expected, atol=0.51)  # rounded
+
+
+def test_blur_leaves_the_outline_where_it_was(cells):
+    blurred = apply([Defocus(2.0, seed=0)], cells)
+    assert ((blurred.max(-1) > 0) == (cells.max(-1) > 0)).all() and blurred.dtype == np.uint8
+    assert np.abs(np.diff(blurred.astype(int), axis=1)).mean() < np.abs(np.diff(cells.astype(int), axis=1)).mean()

@@ -250,6 +250,44 @@ def test_kinds_of_features_are_probed_apart_and_averaged(ready, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02)  # kernels are rounded to float16
 
 
+def test_shrinking_is_the_root_of_the_inverse():
+    from scipy.linalg import inv, sqrtm
+
+    from training.fit import _shrinking
+
+    rng = np.random.default_rng(0)
+    shunned, features = rng.normal(size=(4, 7)) * [[3], [1], [0.3], [0]], rng.normal(size=(5, 7))
+    expected = features @ inv(sqrtm(np.eye(7) + shunned.T @ shunned))
+    np.testing.assert_allclose(_shrinking(shunned)(features), expected, atol=1e-4)
+    np.testing.assert_array_equal(_shrinking(0 * shunned)(features), features)
+
+
+def test_a_probe_that_shuns_imaging_answers_alike_under_another_stain(ready, tmp_path):
+    """ALL cells here are larger and brighter; size is what another stain leaves as it is."""
+    from training.augment import StainJitter
+
+    changed, rng = {}, np.random.default_rng(0)
+    for strength in (0, 30):
+        settings = ("probe = 0.1", "epochs = 0", "stain = 0.2", "gamma = 0.3", f"probe_imaging = {strength}")
+        _, recipe, packed, cells, part = ready(*settings)
+        size = packed.shape[1]
+        from_centre = np.abs(np.arange(size) - size / 2)
+        radius = size / 4 + size / 16 * (cells.y_true + rng.normal(size=len(cells)) / 2)
+        on_cell = (from_centre[:, None] < radius[:, None, None]) & (from_centre < radius[:, None, None])
+        bright = 120 + 40 * cells.y_true + rng.normal(size=len(cells)) * 20
+        packed = (on_cell[..., None] * bright[:, None, None, None]).clip(0, 255).repeat(3, -1).astype("uint8")
+        cell = keras.Input(packed.shape[1:], name="cell")
+        x = [keras.layers.GlobalMaxPooling2D()(cell), keras.layers.GlobalAveragePooling2D()(cell)]
+        x = keras.layers.Activation("linear")(keras.layers.Concatenate()(x))  # one kind of features
+        x = keras.layers.BatchNormalization(name="embedding", center=False, scale=False)(x)
+        network = keras.Model(cell, keras.layers.Dense(1, name="logit")(x))
+        fit(network, recipe, packed, cells, part, tmp_path, Report())
+        restained = keras.ops.convert_to_numpy(StainJitter(0.2, 0.3, seed=9)(packed, training=True))
+        plain, other = (predict_logit(network, p, np.arange(len(cells)), batch_size=8) for p in (packed, restained))
+        changed[strength] = np.abs(other - plain).mean() / plain.std()
+    assert changed[30] < changed[0] / 2, changed
+
+
 def test_short_memory_is_told_apart_from_other_errors(ready, tmp_path, monkeypatch):
     network, recipe, packed, cells, part = ready()
     given = Draws.__getitem__

@@ -58,6 +58,7 @@ def test_recipe_is_frozen():
         ({"learning_rate": "fast"}, "learning_rate must be of type float"),
         ({"epochs": None, "crop": None}, "missing crop, epochs"),
         ({"epochs": 0}, "without epochs needs a probe"),
+        ({"probe_imaging": 1.0}, "probe_imaging needs a probe, and stain, gamma or blur"),
         ({"epochs": -1}, "epochs must not be below 0.*epochs=-1"),
         ({"batch_size": 0}, "batch_size must be above 0"),
         ({"rotate": 270}, "rotate must lie in 0..180"),
