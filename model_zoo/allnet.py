@@ -6,7 +6,16 @@ from keras import layers
 from model_zoo._architecture import Architecture, one_logit
 from model_zoo._backbones import INCEPTION_V3, RESNET50, VGG16
 from model_zoo._errors import WeightsError
-from model_zoo._pooling import CellMask, CellStandardise, MaskedCovariance, MaskedMoments, cell_shares, mix_maps, read_pooled
+from model_zoo._pooling import (
+    CellMask,
+    CellStandardise,
+    DarknessBands,
+    MaskedCovariance,
+    MaskedMoments,
+    cell_shares,
+    mix_maps,
+    read_pooled,
+)
 
 _BACKBONES = {"vgg16": VGG16, "resnet50": RESNET50, "inception_v3": INCEPTION_V3}
 
@@ -69,7 +78,7 @@ def build_pooled(*, input_size: int, weights: str | None = None) -> keras.Model:
     cell = keras.Input((input_size, input_size, 3), name="cell")
     seen = {"raw": cell, "standard": CellStandardise(name="cell_stain")(cell)}
     seen = {staining: layers.Normalization(name=f"standardise_{staining}")(x) for staining, x in seen.items()}
-    inside = CellMask(name="inside")(cell)
+    inside, bands = CellMask(name="inside")(cell), DarknessBands(name="bands")(cell)
     moments, covariances = [], []
     for name, backbone in _BACKBONES.items():
         staining, taps = _TAPS[name]
@@ -81,7 +90,8 @@ def build_pooled(*, input_size: int, weights: str | None = None) -> keras.Model:
             maps = layers.Conv2D(sum(_CHANNELS[block] for block in taught), 1, name=f"{label}_conv")(maps)
             # A layer of its own, so that Grad-CAM, which weighs whole maps, sees what is used of them.
             on_cell = layers.Multiply(name=f"{label}_on_cell")([maps, shares])
-            moments.append(MaskedMoments(name=f"{label}_moments")([on_cell, shares]))
+            in_bands = cell_shares(bands, maps, stride, f"{label}_bands")
+            moments.append(MaskedMoments(name=f"{label}_moments")([on_cell, shares, in_bands]))
             mixed = mix_maps(on_cell, name=f"{label}_mix")
             covariances.append(MaskedCovariance(name=f"{label}_covariance")([mixed, shares]))
     model = read_pooled(cell, ("concatenate1", moments), ("covariances", covariances), name="allnet.pooled")
@@ -118,9 +128,9 @@ VARIANTS = {
         build=build_pooled,
         input_size=96,
         cam_layers=("vgg16_mid1_on_cell", "resnet50_mid1_on_cell", "inception_v3_mid1_on_cell"),
-        source="ALLNet's three backbones up to its mid-depth activations (paper 003). Ours: concatenate1 joins moments over"
-        " the cell of convolved maps instead of maps, so that nothing has to be aligned, and covariances stand beside them;"
-        " ResNet50 sees the cell's channels standardised within it; one logit on all of that.",
+        source="ALLNet's three backbones up to its mid-depth activations (paper 003). Ours: concatenate1 joins moments of"
+        " convolved maps, over the cell's dark, middling and light part, instead of maps, so that nothing has to be aligned;"
+        " covariances stand beside them; ResNet50 sees the cell's channels standardised within it; one logit on all of that.",
         lessons={
             f"{name}_mid{depth}_conv": (stride, tuple(f"fine_{staining}_{block}" for block in taught))
             for name, (staining, taps) in _TAPS.items()
