@@ -96,7 +96,8 @@ class Defocus(layers.Layer):
 
     def __init__(self, blur: float, seed: int):
         super().__init__(dtype="float32")
-        self.reach = np.arange(-(reach := int(np.ceil(3 * blur))), reach + 1, dtype="float32")
+        reach = int(np.ceil(3 * blur))
+        self.steps = np.arange(-reach, reach + 1, dtype="float32")
         self.blur, self.random = blur, keras.random.SeedGenerator(seed)
 
     def call(self, cells, training=False):
@@ -104,12 +105,12 @@ class Defocus(layers.Layer):
         if not training:
             return cells
         deviation = draw_uniform(ops.shape(cells)[0], (1,), 0.0, self.blur, seed=self.random) + 1e-3
-        return _blur(cells, ops.exp(-0.5 * (self.reach / deviation) ** 2))
+        return _blur(cells, ops.exp(-0.5 * (self.steps / deviation) ** 2))
 
 
 @_compiled
 def _blur(cells, taps):
-    """uint8 (n, S, S, 3), blurred along both axes by its own row of taps (n, K), over the pixels of the cell alone."""
+    """uint8 (n, S, S, 3), each blurred along both axes by its own row of taps (n, K), over the pixels of its cell alone."""
     inside = ops.cast(ops.max(cells, axis=-1, keepdims=True) >= 1, "float32")
     sums = ops.concatenate([ops.cast(cells, "float32") * inside, inside], axis=-1)
     size, width = cells.shape[1], taps.shape[1]
