@@ -46,17 +46,16 @@ def measure(checkpoint: model_zoo.Checkpoint, root: Path, n: int) -> list[list[s
     from training.data import index_cells
     from training.metrics import auroc
 
-    cells = index_cells(root)
+    cells, framing = index_cells(root), checkpoint.card.framing
     cells = cells.choose(np.unique(np.linspace(0, len(cells) - 1, n).astype(int)))
-    framed = np.stack([frame_cell(decode_image(f.read_bytes(), name=f.name)[0], checkpoint.card.framing) for f in cells.files])
-    held = _held_out(checkpoint, [file.name for file in cells.files])
+    framed = np.stack([frame_cell(decode_image(f.read_bytes(), name=f.name)[0], framing) for f in cells.files])
+    held = [(Engine(network), of) for network, of in _held_out(checkpoint, [file.name for file in cells.files])]
     rows, plain = [], None
-    framing = checkpoint.card.framing
     for name, (stain, gamma, blur) in CHANGES.items():
         pictures = _changed(framed, stain, gamma, blur * framing.size / framing.crop)
         p_all = np.full(len(cells), np.nan)
-        for network, of in held:
-            p_all[of] = Engine(network).predict(pictures[of])[0]
+        for engine, of in held:
+            p_all[of] = engine.predict(pictures[of])[0]
         read = np.isfinite(p_all)
         called = p_all[read] >= checkpoint.card.threshold
         plain = called if plain is None else plain

@@ -22,6 +22,24 @@ def _inside_onnx(g, cells):
     return g.node("Cast", [g.node("GreaterOrEqual", [brightest, g.constant(1.0)])], to=1)
 
 
+def _standardised(x, inside):
+    """In deviations from its own mean over the cell; 0 on black."""
+    count = ops.sum(inside, axis=(1, 2), keepdims=True) + 1
+    gap = (x - ops.sum(x * inside, axis=(1, 2), keepdims=True) / count) * inside
+    return gap / (ops.sqrt(ops.sum(gap * gap, axis=(1, 2), keepdims=True) / count) + 1)
+
+
+def _standardised_onnx(g, x, inside):
+    def total(x):
+        return g.node("ReduceSum", [x, g.constant([2, 3], "int64")], keepdims=1)
+
+    count = g.node("Add", [total(inside), g.constant(1.0)])
+    mean = g.node("Div", [total(g.node("Mul", [x, inside])), count])
+    gap = g.node("Mul", [g.node("Sub", [x, mean]), inside])
+    variance = g.node("Div", [total(g.node("Mul", [gap, gap])), count])
+    return g.node("Div", [gap, g.node("Add", [g.node("Sqrt", [variance]), g.constant(1.0)])])
+
+
 @keras.saving.register_keras_serializable("blastoscope")
 class CellStandardise(layers.Layer):
     """Each channel of each cell to the mean and deviation of an average cell; black stays black.
@@ -36,26 +54,15 @@ class CellStandardise(layers.Layer):
 
     def call(self, cells):
         inside = _inside(cells)
-        count = ops.sum(inside, axis=(1, 2), keepdims=True) + 1
-        mean = ops.sum(cells * inside, axis=(1, 2), keepdims=True) / count
-        gap = (cells - mean) * inside
-        deviation = ops.sqrt(ops.sum(gap * gap, axis=(1, 2), keepdims=True) / count) + 1
-        return ops.clip(gap / deviation * np.float32(self.DEVIATION) + np.float32(self.MEAN), 1, 255) * inside
+        scaled = _standardised(cells, inside) * np.float32(self.DEVIATION) + np.float32(self.MEAN)
+        return ops.clip(scaled, 1, 255) * inside
 
     def compute_output_shape(self, input_shape):
         return input_shape
 
     def write_onnx(self, g, cells):
-        def total(x):
-            return g.node("ReduceSum", [x, g.constant([2, 3], "int64")], keepdims=1)
-
         inside = _inside_onnx(g, cells)
-        count = g.node("Add", [total(inside), g.constant(1.0)])
-        mean = g.node("Div", [total(g.node("Mul", [cells, inside])), count])
-        gap = g.node("Mul", [g.node("Sub", [cells, mean]), inside])
-        variance = g.node("Div", [total(g.node("Mul", [gap, gap])), count])
-        deviation = g.node("Add", [g.node("Sqrt", [variance]), g.constant(1.0)])
-        scaled = g.node("Mul", [g.node("Div", [gap, deviation]), g.per_channel(self.DEVIATION)])
+        scaled = g.node("Mul", [_standardised_onnx(g, cells, inside), g.per_channel(self.DEVIATION)])
         shifted = g.node("Add", [scaled, g.per_channel(self.MEAN)])
         return g.node("Mul", [g.node("Clip", [shifted, g.constant(1.0), g.constant(255.0)]), inside])
 
@@ -98,11 +105,8 @@ class DarknessBands(layers.Layer):
             return ops.average_pool(x, self._SMOOTH, 1, "same", data_format="channels_last")
 
         grey = average(ops.mean(cells, axis=-1, keepdims=True) * inside) / (average(inside) + 1e-3)
-        count = ops.sum(inside, axis=(1, 2), keepdims=True) + 1
-        gap = grey - ops.sum(grey * inside, axis=(1, 2), keepdims=True) / count
-        deviation = ops.sqrt(ops.sum(gap * gap * inside, axis=(1, 2), keepdims=True) / count) + 1
         # exp(-steep (z - centre)^2), over all bands; z^2 is the same in each
-        near = 2 * self.CENTRES * (gap / deviation) - self.CENTRES**2
+        near = 2 * self.CENTRES * _standardised(grey, inside) - self.CENTRES**2
         return ops.softmax(self._STEEP * near, axis=-1) * inside
 
     def compute_output_shape(self, input_shape):
@@ -115,15 +119,9 @@ class DarknessBands(layers.Layer):
             side = self._SMOOTH
             return g.node("AveragePool", [x], kernel_shape=[side, side], auto_pad="SAME_UPPER")
 
-        def total(x):
-            return g.node("ReduceSum", [x, g.constant([2, 3], "int64")], keepdims=1)
-
         bright = g.node("Mul", [g.node("ReduceMean", [cells], axes=[1], keepdims=1), inside])
         grey = g.node("Div", [average(bright), g.node("Add", [average(inside), g.constant(1e-3)])])
-        count = g.node("Add", [total(inside), g.constant(1.0)])
-        gap = g.node("Sub", [grey, g.node("Div", [total(g.node("Mul", [grey, inside])), count])])
-        variance = g.node("Div", [total(g.node("Mul", [g.node("Mul", [gap, gap]), inside])), count])
-        z = g.node("Div", [gap, g.node("Add", [g.node("Sqrt", [variance]), g.constant(1.0)])])
+        z = _standardised_onnx(g, grey, inside)
         near = g.node("Mul", [z, g.per_channel(2 * self._STEEP * self.CENTRES)])
         near = g.node("Sub", [near, g.per_channel(self._STEEP * self.CENTRES**2)])
         return g.node("Mul", [g.node("Softmax", [near], axis=1), inside])
