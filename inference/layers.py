@@ -79,18 +79,20 @@ class LayerTaps:
     def feature_maps(self, cells: np.ndarray, name: str) -> np.ndarray:
         """Activations of one layer: uint8 cells (N, S, S, 3) -> float32 (N, h, w, C).
 
+        Of a layer that is given turned copies as well (`QuarterTurns`), those of the cells as they are.
+
         Raises:
             LayerError: see `find`.
         """
         layer = self.find(name)
-        return self._session.run([layer.name], {"cells": cells})[0].transpose(0, 2, 3, 1)
+        return self._session.run([layer.name], {"cells": cells})[0][: len(cells)].transpose(0, 2, 3, 1)
 
     def zero_shares(self, cells: np.ndarray) -> list[tuple[Layer, float, float]]:
         """(layer, share of activations that are exactly zero, share at or below zero), in order of computation."""
         outputs = self._session.run([layer.name for layer in self.maps], {"cells": cells})
         return [
             (layer, float((maps == 0).mean()), float((maps <= 0).mean()))
-            for layer, maps in zip(self.maps, outputs, strict=True)
+            for layer, maps in zip(self.maps, (maps[: len(cells)] for maps in outputs), strict=True)
         ]
 
 

@@ -4,7 +4,7 @@ import pytest
 from inference.errors import LayerError
 from inference.images import frame_cell
 from inference.layers import LayerTaps, tile_maps
-from model_zoo import load_checkpoint
+from model_zoo import find_checkpoint, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,17 @@ def test_maps_equal_keras_at_several_depths(taps, tiny_checkpoint, cells):
     for name in ("Conv1", "Conv1_relu", "block_3_depthwise", "block_12_expand_relu", "out_relu"):
         expected = keras.Model(model.inputs[0], model.get_layer(name).output)(cells.astype("float32")).numpy()
         np.testing.assert_allclose(taps.feature_maps(cells, name), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_layer_that_sees_turned_copies_gives_the_maps_of_the_cells_as_they_are(draw_cell):
+    checkpoint = find_checkpoint("mobilenet_v2_pyramid")
+    taps = LayerTaps(checkpoint)
+    name = "coarse_raw_block_3_expand_relu"
+    cells = np.stack([frame_cell(draw_cell(i, axes=(120 + 20 * i, 150)), checkpoint.card.framing) for i in range(2)])
+    maps = taps.feature_maps(cells, name)
+    assert maps.shape == (2, *taps.find(name).shape)
+    np.testing.assert_allclose(maps[1:], taps.feature_maps(cells[1:], name), atol=1e-4)
+    assert np.abs(maps[0] - maps[1]).max() > 0.1
 
 
 def test_every_convolution_activation_and_pooling_is_offered(taps):

@@ -103,6 +103,42 @@ def test_bands_part_the_cell_by_its_own_darkness():
     assert np.isfinite(keras.ops.convert_to_numpy(DarknessBands()(np.concatenate([alike, 0 * alike])))).all()
 
 
+def test_whitening_takes_away_the_stain_and_leaves_black_black():
+    from model_zoo._pooling import CellWhiten
+
+    rng = np.random.default_rng(0)
+    correlated = rng.normal(size=(2, 24, 24, 1)) * [20, 25, 12] + rng.normal(size=(2, 24, 24, 3)) * 6 + [130, 90, 150]
+    cell = np.zeros((2, 32, 32, 3), "float32")
+    cell[:, 4:28, 4:28] = correlated
+    white = keras.ops.convert_to_numpy(CellWhiten()(cell))
+    assert not white[cell.max(-1) == 0].any()
+    for k in range(2):
+        np.testing.assert_allclose(np.cov(white[k, 4:28, 4:28].reshape(-1, 3).T) / 40**2, np.eye(3), atol=0.15)
+    colours = np.array([[0.9, 0.1, 0], [0, 0.8, 0.1], [0.1, 0, 1.1]], "float32")
+    restained = keras.ops.convert_to_numpy(CellWhiten()(cell @ colours))
+    assert np.corrcoef(restained[cell > 0], white[cell > 0])[0, 1] > 0.95
+    flat = np.where(cell.max(-1, keepdims=True) > 0, 120, 0).astype("float32") * np.ones(3, "float32")
+    assert np.isfinite(keras.ops.convert_to_numpy(CellWhiten()(np.concatenate([flat, 0 * flat])))).all()
+
+
+def test_a_quarter_turn_does_not_change_what_is_averaged_over_turns():
+    from model_zoo._pooling import MaskedMoments, QuarterTurns, TurnsMean
+
+    x = np.random.default_rng(0).random((2, 6, 6, 3)).astype("float32")
+    turned = keras.ops.convert_to_numpy(QuarterTurns()(x))
+    for turns in range(4):
+        np.testing.assert_array_equal(turned[2 * turns : 2 * turns + 2], np.rot90(x, turns, axes=(1, 2)))
+    uneven = np.repeat(np.random.default_rng(1).random((1, 6, 6, 1)).astype("float32"), 2, 0)  # looks otherwise at each place
+
+    def pooled(x):
+        shares = np.concatenate([uneven] * 4)
+        return keras.ops.convert_to_numpy(TurnsMean()(MaskedMoments()([QuarterTurns()(x) * shares, shares])))
+
+    assert pooled(x).shape == (2, 6)
+    np.testing.assert_allclose(pooled(np.rot90(x, axes=(1, 2)).copy()), pooled(x), rtol=1e-5)
+    assert np.abs(pooled(x[:, ::-1].copy()) - pooled(x)).max() > 1e-4
+
+
 def test_what_lies_beside_the_cell_changes_nothing_the_pyramid_pools(cells):
     model = built("mobilenet_v2_pyramid")
     black = cells.copy()
