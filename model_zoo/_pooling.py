@@ -22,21 +22,35 @@ def _inside_onnx(g, cells):
     return g.node("Cast", [g.node("GreaterOrEqual", [brightest, g.constant(1.0)])], to=1)
 
 
+def _total(x):
+    return ops.sum(x, axis=(1, 2), keepdims=True)
+
+
+def _total_onnx(g, x):
+    return g.node("ReduceSum", [x, g.constant([2, 3], "int64")], keepdims=1)
+
+
+def _centred(x, inside):
+    """What differs from its own mean over the cell, 0 on black; and the cell's pixels (N, 1, 1, 1), and one."""
+    count = _total(inside) + 1
+    return (x - _total(x * inside) / count) * inside, count
+
+
+def _centred_onnx(g, x, inside):
+    count = g.node("Add", [_total_onnx(g, inside), g.constant(1.0)])
+    mean = g.node("Div", [_total_onnx(g, g.node("Mul", [x, inside])), count])
+    return g.node("Mul", [g.node("Sub", [x, mean]), inside]), count
+
+
 def _standardised(x, inside):
     """In deviations from its own mean over the cell; 0 on black."""
-    count = ops.sum(inside, axis=(1, 2), keepdims=True) + 1
-    gap = (x - ops.sum(x * inside, axis=(1, 2), keepdims=True) / count) * inside
-    return gap / (ops.sqrt(ops.sum(gap * gap, axis=(1, 2), keepdims=True) / count) + 1)
+    gap, count = _centred(x, inside)
+    return gap / (ops.sqrt(_total(gap * gap) / count) + 1)
 
 
 def _standardised_onnx(g, x, inside):
-    def total(x):
-        return g.node("ReduceSum", [x, g.constant([2, 3], "int64")], keepdims=1)
-
-    count = g.node("Add", [total(inside), g.constant(1.0)])
-    mean = g.node("Div", [total(g.node("Mul", [x, inside])), count])
-    gap = g.node("Mul", [g.node("Sub", [x, mean]), inside])
-    variance = g.node("Div", [total(g.node("Mul", [gap, gap])), count])
+    gap, count = _centred_onnx(g, x, inside)
+    variance = g.node("Div", [_total_onnx(g, g.node("Mul", [gap, gap])), count])
     return g.node("Div", [gap, g.node("Add", [g.node("Sqrt", [variance]), g.constant(1.0)])])
 
 
@@ -82,8 +96,7 @@ class CellWhiten(layers.Layer):
 
     def call(self, cells):
         inside, one = _inside(cells), ops.eye(3)
-        count = ops.sum(inside, axis=(1, 2), keepdims=True) + 1
-        gap = (cells - ops.sum(cells * inside, axis=(1, 2), keepdims=True) / count) * inside
+        gap, count = _centred(cells, inside)
         flat = ops.reshape(gap, (-1, gap.shape[1] * gap.shape[2], 3))
         covariance = ops.matmul(ops.transpose(flat, (0, 2, 1)), flat) / count[:, 0] + self._LEAST * one
         trace = ops.sum(covariance * one, axis=(1, 2), keepdims=True)
@@ -98,13 +111,8 @@ class CellWhiten(layers.Layer):
         return input_shape
 
     def write_onnx(self, g, cells):
-        def total(x):
-            return g.node("ReduceSum", [x, g.constant([2, 3], "int64")], keepdims=1)
-
         inside, one, half = _inside_onnx(g, cells), np.eye(3)[None], g.constant(0.5)
-        count = g.node("Add", [total(inside), g.constant(1.0)])
-        mean = g.node("Div", [total(g.node("Mul", [cells, inside])), count])
-        gap = g.node("Mul", [g.node("Sub", [cells, mean]), inside])
+        gap, count = _centred_onnx(g, cells, inside)
         flat = g.node("Reshape", [gap, g.constant([0, 3, -1], "int64")])
         covariance = g.node("MatMul", [flat, g.node("Transpose", [flat], perm=[0, 2, 1])])
         covariance = g.node("Div", [covariance, g.node("Reshape", [count, g.constant([0, 1, 1], "int64")])])
