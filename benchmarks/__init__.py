@@ -36,7 +36,8 @@ CHROMIUM_FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # every figure is the processor's
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # every figure is the processor's, but those of training_speed
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 

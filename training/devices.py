@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from pathlib import Path
 
 from training.errors import RunError
 
@@ -60,16 +61,35 @@ def _divide_processor() -> None:
         jax.config.update("jax_num_cpu_devices", virtual_devices())
 
 
+def keep_compiled(folder: Path) -> None:
+    """On JAX, keep what was compiled in `folder`: it would compile each fold's network anew, and again for a resumed run."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", 2_000_000_000)  # bytes; what was used least goes
+
+
 def spread(devices: int):
-    """A context: networks and optimizers made and compiled in it lie on so many devices; 1 changes nothing."""
-    return _distribution(devices).scope() if devices > 1 else contextlib.nullcontext()
+    """A context: networks and optimizers made and compiled in it lie on so many devices.
+
+    One network of one device is made on the processor, and its first step moves it, where Keras is on JAX: that compiles each
+    initializer of another shape by itself. EfficientNetB3 has 250 of them, and on a GPU they took over a minute.
+    """
+    import keras
+
+    if devices > 1:
+        return _distribution(devices).scope()
+    return keras.device("cpu:0") if keras.backend.backend() == "jax" else contextlib.nullcontext()
 
 
 def divided(devices: int):
     """A context for `fit` of what was made in `spread`: each batch is divided. TensorFlow's networks know it by themselves."""
     import keras
 
-    return spread(devices) if keras.backend.backend() == "jax" else contextlib.nullcontext()
+    return spread(devices) if keras.backend.backend() == "jax" and devices > 1 else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -6,13 +6,10 @@ python -m training.estimate FOLDER --data DATA: reads FOLDER/recipe.toml; writes
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import os
 import sys
-import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,13 +21,12 @@ from inference.errors import InputError
 from inference.images import decode_image, frame_cell
 from model_zoo import BlastoscopeError, FrameSpec
 from training.data import Cells, cell_label, index_cells
-from training.errors import Stopped
 from training.jobs import free_device, write_json
 from training.recipe import Recipe, read_recipe
 from training.results import in_words
 
 SHOWN, VERSIONS, TILE, GAP = 4, 5, 96, 4  # cells in the picture, augmented versions of each; pixels
-STEPS = 4  # measured, after a first one that also compiles
+STEPS = 3  # measured, after as many that also compile
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,43 +132,20 @@ def _time(recipe: Recipe, framed: np.ndarray, few: Cells) -> tuple[float, float,
     """Seconds of a training step as the run takes it (0 without epochs), of a cell's forward pass, and the device."""
     import keras
 
-    from training.fit import Part, build_network, fit
-    from training.run import _precision
+    from training.devices import spread
+    from training.fit import build_network, time_step
+    from training.run import precise, precision_of
 
-    clock, step = _Clock(), 0.0
-    with _precision(recipe.precision), tempfile.TemporaryDirectory() as folder:
-        network = build_network(recipe)
+    with precise(precision_of(recipe.precision)):
+        with spread(recipe.devices):
+            network = build_network(recipe)
         logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
         logit_of.predict_on_batch(framed.astype("float32"))  # compiles
         began = time.perf_counter()
         logit_of.predict_on_batch(framed.astype("float32"))
         forward = (time.perf_counter() - began) / len(framed)
-        if recipe.epochs or recipe.teach_epochs:
-            draws = (STEPS + 2) * recipe.batch_size
-            short = replace(recipe, probe=0.0, head_epochs=0, epochs=1, draws_per_epoch=draws)
-            part = Part(name="trial", training=np.arange(len(few)), validation=np.arange(0), test=np.arange(0))
-            with contextlib.suppress(Stopped):
-                fit(network, short, framed, few, part, Path(folder), clock)
-            step = float(np.median(np.diff(clock.times)))
+        step = time_step(network, recipe, framed, few, STEPS) if recipe.epochs or recipe.teach_epochs else 0.0
     return step, forward, str(keras.distribution.list_devices()[0]).split(":")[0].upper()
-
-
-class _Clock:
-    """What `fit` reports to: it stops after a few steps."""
-
-    def __init__(self):
-        self.times = []
-
-    def progress(self, **values):
-        self.times.append(time.perf_counter())
-
-    def stopping(self) -> bool:
-        return len(self.times) > STEPS
-
-    def log(self, line):
-        pass
-
-    history = subjects = log
 
 
 def _seconds(recipe: Recipe, cells: Cells, part, step: float, forward: float) -> float:

@@ -28,6 +28,8 @@ from training.recipe import Recipe
 HISTORY = ("fold", "epoch", "loss", "learning_rate", "validation_auroc", "validation_accuracy", "validation_weighted_f1")
 HISTORY += ("validation_loss", "seconds")
 CHANGED = 1600  # training cells that are imaged otherwise to show a probe what to shun
+# TensorFlow's own graph is quicker on a processor; JAX would run a step operation by operation, PyTorch does so anyway
+XLA = keras.backend.backend() == "jax"
 # of mobilenet_v2_pyramid, what a teacher teaches
 _TAUGHT = re.compile(r".*_block_(6|13)_expand_relu_moments")
 
@@ -151,11 +153,7 @@ def fit(
             _fit_head(network, trainer, recipe, draws, loss, report)
         if recipe.probe and not resumed:
             _probe(network, recipe, packed, cells, rows, report)
-        factors = _freeze(network, recipe)
-        with spread(recipe.devices):
-            optimizer = _optimizer(recipe, len(draws), factors, trainer, split_batch)
-            optimizer.build(trainer.trainable_variables)  # else fit() traces the whole step twice
-            trainer.compile(optimizer, loss, jit_compile=False)
+        _compile(trainer, loss, network, recipe, len(draws), split_batch)
         watch.set_model(trainer)
         if resumed:
             watch.restore()
@@ -166,14 +164,46 @@ def fit(
             with divided(recipe.devices):
                 trainer.fit(draws, **epochs, verbose=0, shuffle=False, callbacks=[watch])
     except Exception as error:
-        if _is_out_of_memory(error):
-            raise OutOfMemory(f"The device has too little memory for batches of {draws.batch_size} cells.") from error
+        _raise_if_out_of_memory(error, draws.batch_size)
         raise
     if not (folder / "best.npz").exists():
         raise DataError("The training diverged: no epoch gave finite scores. Lower the recipe's learning_rate.")
     with np.load(folder / "best.npz") as best:
         network.set_weights([best[f"w{i}"] for i in range(len(network.get_weights()))])
     round_to_half(network)
+
+
+class Clock(keras.callbacks.Callback):
+    """`seconds` of the last epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):  # Keras waits for the device before it
+        self.seconds = time.perf_counter() - self.began
+        _ = self.model  # brings the weights back on JAX, without which Keras' `fit` cannot end where it averages them
+
+
+def time_step(network, recipe: Recipe, packed, cells: Cells, steps: int) -> float:
+    """Seconds of a training step as `fit` takes it, over `steps` of them, after as many that also compile.
+
+    Raises:
+        OutOfMemory: of the device.
+    """
+    rows, clock = np.arange(len(cells)), Clock()
+    logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
+    recipe = replace(recipe, draws_per_epoch=steps * recipe.batch_size)
+    draws = Draws(recipe, packed, cells, rows)
+    try:
+        with spread(recipe.devices):
+            trainer, loss = _trainer(network, logit_of, recipe, packed, rows)
+        _compile(trainer, loss, network, recipe, steps)
+        with divided(recipe.devices):
+            trainer.fit(draws, epochs=2, verbose=0, shuffle=False, callbacks=[clock])
+    except Exception as error:
+        _raise_if_out_of_memory(error, recipe.batch_size)
+        raise
+    return clock.seconds / steps
 
 
 def _trainer(network, logit_of, recipe: Recipe, packed, rows):
@@ -197,7 +227,8 @@ def round_to_half(network) -> None:
     """Round kernels to the float16 that checkpoints store: what is measured is what is served."""
     for variable in network.weights:
         if len(variable.shape) >= 2:
-            variable.assign(keras.ops.cast(keras.ops.cast(variable, "float16"), "float32"))
+            value = keras.ops.convert_to_numpy(variable)  # JAX would compile a cast of every shape
+            variable.assign(value.astype("float16").astype("float32"))
 
 
 def predict_logit(network, packed, rows, *, batch_size: int, rotations: int = 1) -> np.ndarray:
@@ -210,12 +241,13 @@ def _predict(logit_of, packed, rows, batch_size: int, rotations: int = 1) -> np.
     if not len(rows):
         return np.zeros(0)
     total = np.zeros(len(rows))
+    filled = np.resize(rows, -(-len(rows) // batch_size) * batch_size)  # a last batch of another size would be compiled anew
     for turn in range(rotations):
-        batches = (packed[rows[i : i + batch_size]] for i in range(0, len(rows), batch_size))
+        batches = (packed[filled[i : i + batch_size]] for i in range(0, len(filled), batch_size))
         turned = (rotate_cells(batch, turn) if turn else batch for batch in batches)
         with whole():
             logits = [keras.ops.convert_to_numpy(logit_of.predict_on_batch(b.astype("float32")))[:, 0] for b in turned]
-        total += np.concatenate(logits).astype("float64")
+        total += np.concatenate(logits)[: len(rows)].astype("float64")
     return total / rotations
 
 
@@ -224,7 +256,7 @@ def _fit_head(network, trainer, recipe: Recipe, draws, loss, report) -> None:
     for layer in backbone:
         layer.trainable = False
     with spread(recipe.devices):
-        trainer.compile(keras.optimizers.AdamW(10 * recipe.learning_rate), loss, jit_compile=False)
+        trainer.compile(keras.optimizers.AdamW(10 * recipe.learning_rate), loss, jit_compile=XLA)
     for draws.epoch in range(recipe.epochs, recipe.epochs + recipe.head_epochs):  # draws that the fit itself does not see
         with divided(recipe.devices):
             trainer.fit(draws, verbose=0, shuffle=False, callbacks=[_StopOnly(report)])
@@ -364,6 +396,15 @@ def _taught(network, recipe: Recipe, cells):
     return logit, keras.ops.mean(keras.ops.square(found - wanted), axis=-1, keepdims=True)
 
 
+def _compile(trainer, loss, network, recipe: Recipe, steps: int, split_batch: int = 1) -> None:
+    """Make the trainer ready for `fit`: frozen layers, optimizer, layer-wise rates."""
+    factors = _freeze(network, recipe)
+    with spread(recipe.devices):
+        optimizer = _optimizer(recipe, steps, factors, trainer, split_batch)
+        optimizer.build(trainer.trainable_variables)  # else fit() traces the whole step twice
+        trainer.compile(optimizer, loss, jit_compile=XLA)
+
+
 def _optimizer(recipe: Recipe, steps: int, factors: dict[str, float], trainer, split_batch: int):
     rate = _schedule(recipe, steps)
     common = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
@@ -410,7 +451,7 @@ class _StopOnly(keras.callbacks.Callback):
         super().__init__()
         self.report = report
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_begin(self, batch, logs=None):
         if self.report.stopping():
             raise Stopped("Stopped before the first epoch ended.")
 
@@ -435,32 +476,37 @@ class _Watch(keras.callbacks.Callback):
         # disable=None: no bar where the output is no terminal
         self.bar = tqdm(total=len(self.draws), desc=f"{self.part.name} epoch {epoch + 1}/{self.recipe.epochs}", disable=None)
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.bar.update()
-        spent = (time.time() - self.began) / (batch + 1)
-        left = (self.recipe.epochs - self.epoch) * len(self.draws) - batch - 1
-        self.report.progress(
-            fold=self.part.name,
-            epoch=self.epoch + 1,
-            epochs=self.recipe.epochs,
-            batch=batch + 1,
-            batches=len(self.draws),
-            seconds_per_batch=round(spent, 4),
-            seconds_left=round(spent * left),
-            loss=round(float((logs or {}).get("loss", float("nan"))), 4),
-            best=None
-            if self.best is None or not len(self.part.validation)
-            else {self.recipe.watch: round(self.best, 4), "epoch": self.best_epoch},
-        )
+    def on_train_batch_begin(self, batch, logs=None):
+        """Not `..._end`: for that, Keras waits until a GPU has done the batch, and the GPU then for the next one."""
+        if batch:
+            self._tell(batch)
         if self.report.stopping():
             self.bar.close()
             raise Stopped(f"Stopped in epoch {self.epoch + 1}; {self.epoch} epochs are complete.")
 
+    def _tell(self, done: int) -> None:
+        self.bar.update(done - self.bar.n)
+        spent = (time.time() - self.began) / done
+        left = (self.recipe.epochs - self.epoch) * len(self.draws) - done
+        self.report.progress(
+            fold=self.part.name,
+            epoch=self.epoch + 1,
+            epochs=self.recipe.epochs,
+            batch=done,
+            batches=len(self.draws),
+            seconds_per_batch=round(spent, 4),
+            seconds_left=round(spent * left),
+            best=None
+            if self.best is None or not len(self.part.validation)
+            else {self.recipe.watch: round(self.best, 4), "epoch": self.best_epoch},
+        )
+
     def on_epoch_end(self, epoch, logs=None):
+        self._tell(len(self.draws))
         self.bar.close()
         self.epoch = epoch + 1
         trainer = self.model  # on JAX, asking for it brings the weights back from the device: before they are read
-        raw = [w.copy() for w in self.network.get_weights()]
+        raw = [w.copy() for w in trainer.get_weights()]  # of the head that predicts a teacher as well
         rate = float(keras.ops.convert_to_numpy(trainer.optimizer.learning_rate))
         if self.recipe.ema:
             trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
@@ -473,7 +519,7 @@ class _Watch(keras.callbacks.Callback):
         if finite and np.isfinite(gain) and (self.best is None or gain > self._gain(self.best)):
             self.best, self.best_epoch = score, self.epoch
             save_arrays(self.folder / "best.npz", {f"w{i}": w for i, w in enumerate(self.network.get_weights())})
-        self.network.set_weights(raw)
+        trainer.set_weights(raw)
         self.seconds += time.time() - self.began
         row = {
             "fold": self.part.name,
@@ -583,7 +629,8 @@ def _standardise(network, packed, rows) -> None:
             layer.finalize_state()
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _raise_if_out_of_memory(error: Exception, batch_size: int) -> None:
     """Each backend has its own error class; all of them say so in words."""
     said = f"{type(error).__name__} {error}".lower()
-    return any(word in said for word in ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory"))
+    if any(word in said for word in ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory")):
+        raise OutOfMemory(f"The device has too little memory for batches of {batch_size} cells.") from error

@@ -37,7 +37,7 @@ from training.data import (
     split_official,
     verify_cells,
 )
-from training.devices import find_devices, spread
+from training.devices import find_devices, keep_compiled, spread
 from training.errors import DataError, OutOfMemory, RunError, Stopped
 from training.fit import Part, append_rows, build_network, fit, predict_logit, save_arrays
 from training.growth import grow
@@ -129,6 +129,7 @@ class Run:
     def execute(self, keep_recipe: Callable[[Path], None] | None, tiny: bool) -> Card:
         """Train from the start, after `keep_recipe` wrote the recipe into the folder, or, without it, go on."""
         devices = find_devices(self.recipe.devices)
+        keep_compiled(_cache() / "compiled")
         cells = self.chosen(tiny)
         parts = divide(cells, self.recipe)
         known = read_state(self.folder) if (self.folder / "run.json").exists() else {}
@@ -247,11 +248,9 @@ class Run:
         folder.mkdir(exist_ok=True)
         if not (folder / "held.npz").exists():
             network = self._fit(packed, cells, part, recipe, folder)
-            rows = {"validation": part.validation, "test": part.test}
-            logits = {
-                side: predict_logit(network, packed, of, batch_size=recipe.batch_size, rotations=recipe.rotations)
-                for side, of in rows.items()
-            }
+            rows = np.concatenate([part.validation, part.test])
+            logit = predict_logit(network, packed, rows, batch_size=recipe.batch_size, rotations=recipe.rotations)
+            logits = dict(zip(("validation", "test"), np.split(logit, [len(part.validation)]), strict=True))
             write_onnx(network, folder / WEIGHTS)
             save_arrays(folder / "held.npz", logits)
             (folder / "last.npz").unlink(missing_ok=True)
@@ -264,7 +263,8 @@ class Run:
             keras.backend.clear_session()
             keras.utils.set_random_seed(recipe.seed)
             began = time.time()
-            with _precision(recipe.precision if recipe.epochs else "float32"):  # what only reads is exact
+            precision = precision_of(recipe.precision) if recipe.epochs else "float32"  # what only reads is exact
+            with precise(precision):
                 with spread(recipe.devices):
                     network = build_network(recipe)
                 taught = self._taught is not None
@@ -278,7 +278,7 @@ class Run:
                     self.log(f"{part.name}: grown; correlation with what it grew from: {alike}")
                 try:
                     fit(network, recipe, packed, cells, part, folder, self, split_batch=split_batch, taught=taught, began=began)
-                    return network
+                    return network if precision == "float32" else _in_float32(network, recipe)
                 except OutOfMemory as error:
                     split_batch *= 2
                     smaller = recipe.batch_size // split_batch
@@ -548,11 +548,25 @@ def write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, f
             writer.writerow([cells.files[row].name, cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.6f}", t, k])
 
 
+def _in_float32(network, recipe: Recipe):
+    """The network as it is served: held-out cells are read as precisely."""
+    with precise("float32"), spread(1):
+        same = build_network(replace(recipe, weights=""))
+    same.set_weights(network.get_weights())
+    refresh(same.layers)
+    return same
+
+
+def precision_of(name: str) -> str:
+    """Keras' precision policy: "auto" is mixed precision on a GPU, float32 elsewhere."""
+    if name != "auto":
+        return name
+    return "mixed_bfloat16" if any("gpu" in d.lower() for d in keras.distribution.list_devices()) else "float32"
+
+
 @contextlib.contextmanager
-def _precision(name: str):
-    """Keras' precision policy for the networks built inside."""
-    if name == "auto":
-        name = "mixed_bfloat16" if any("gpu" in d.lower() for d in keras.distribution.list_devices()) else "float32"
+def precise(name: str):
+    """A precision policy for the networks built inside."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
@@ -562,10 +576,11 @@ def _precision(name: str):
 
 
 def _commit() -> str:
-    """The git commit of this source, "" where it is no checkout."""
-    here = Path(__file__).parent
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False)
-    return found.stdout.strip()
+    """The git commit of this source, "" where it is no checkout or there is no git."""
+    git = ["git", "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
 
 
 def _write_json(path: Path, value: dict) -> None:

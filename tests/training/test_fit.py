@@ -15,7 +15,7 @@ import pytest
 from model_zoo import find_architecture, load_checkpoint
 from training.data import Cells, index_cells, pack_cells
 from training.errors import OutOfMemory, Stopped
-from training.fit import Draws, Part, _freeze, _optimizer, _standardise, fit, predict_logit
+from training.fit import Draws, Part, _freeze, _optimizer, _standardise, _StopOnly, _Watch, fit, predict_logit
 from training.recipe import Recipe, read_recipe
 from training.run import train
 
@@ -286,6 +286,35 @@ def test_a_probe_that_shuns_imaging_answers_alike_under_another_stain(ready, tmp
         plain, other = (predict_logit(network, p, np.arange(len(cells)), batch_size=8) for p in (packed, restained))
         changed[strength] = np.abs(other - plain).mean() / plain.std()
     assert changed[30] < changed[0] / 2, changed
+
+
+def test_a_last_batch_that_is_not_full_reads_alike(ready):
+    network, _, packed, _, part = ready()
+    rows = np.concatenate([part.training, part.test])
+    found = {n: predict_logit(network, packed, rows, batch_size=n) for n in (1, 7, 64)}
+    assert found[1].shape == rows.shape and len(predict_logit(network, packed, rows[:0], batch_size=8)) == 0
+    np.testing.assert_allclose(found[7], found[1], atol=1e-4)
+    np.testing.assert_allclose(found[64], found[1], atol=1e-4)
+
+
+def test_no_callback_makes_keras_wait_for_the_device_after_each_batch():
+    """For one of these it would: a GPU then has nothing to do until the next batch was drawn."""
+    for name in ("on_batch_end", "on_train_batch_end"):
+        assert {getattr(kind, name) for kind in (_Watch, _StopOnly)} == {getattr(keras.callbacks.Callback, name)}
+
+
+def test_what_predicts_the_teacher_goes_on_from_its_own_weights_not_their_average(ready, tmp_path, start, monkeypatch):
+    network, recipe, packed, cells, part = ready(f'teacher = "{start}"', "epochs = 1", "ema = 0.9")
+    pairs = []
+
+    def look(self):
+        of = zip(self.model.trainable_variables, self.model.optimizer._model_variables_moving_average, strict=True)
+        pairs.extend((v.path, *map(keras.ops.convert_to_numpy, (v, average))) for v, average in of if len(v.shape) > 1)
+
+    monkeypatch.setattr(_Watch, "_save", look)
+    fit(network, recipe, packed, cells, part, tmp_path, Report())
+    taught = len(pairs) - len([w for w in network.trainable_variables if len(w.shape) > 1])
+    assert taught == 1 and all(np.any(value != average) for _, value, average in pairs)
 
 
 def test_short_memory_is_told_apart_from_other_errors(ready, tmp_path, monkeypatch):

@@ -90,6 +90,14 @@ def test_the_engine_serves_what_was_measured(run, data):
     assert rows["UID_99_1_1_all.png"] is None
 
 
+def test_what_was_trained_in_mixed_precision_is_measured_as_it_is_served(data, write_recipe_file, tmp_path):
+    assert main([str(write_recipe_file('precision = "mixed_bfloat16"', "epochs = 1")), "--data", str(data)]) == 0
+    checkpoint = load_checkpoint(tmp_path / "runs" / "r")
+    rows = {r.file.rpartition("/")[2]: r.p_all for r in score_files(open_paths([data]), Engine(checkpoint))}
+    for row in table(tmp_path / "runs" / "r", "predictions.csv"):
+        assert rows[row["file"]] == pytest.approx(float(row["p_all"]), abs=1e-5)  # bfloat16 has three digits
+
+
 def test_every_fold_gives_out_of_fold_predictions_and_a_refit_is_served(data, write_recipe_file, tmp_path):
     recipe = write_recipe_file("test_folds = []", "folds = 3", "epochs = 1", "refit = true")
     assert main([str(recipe), "--data", str(data)]) == 0
