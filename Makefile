@@ -38,6 +38,7 @@ bench: $(VENV)/dev.stamp  ## print the benchmark tables (needs BLASTOSCOPE_DATA)
 	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.input_pipeline
+	$(BIN)/python -m benchmarks.training_speed
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.size_alone
 	$(BIN)/python -m benchmarks.folds

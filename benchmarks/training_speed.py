@@ -31,13 +31,21 @@ else:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", default="efficientnet_b3_as_published", help="of training/recipes/ (%(default)s)")
+    recipes = shipped_recipes()
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        default="efficientnet_b3_as_published",
+        choices=recipes,
+        metavar="RECIPE",
+        help="of training/recipes/ (default %(default)s)",
+    )
     parser.add_argument("--cells", type=int, default=512, help="to draw from (default %(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="in one round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="medians are of this many (default %(default)s)")
     parser.add_argument("--input-size", type=int, help="pixels a side; default the recipe's")
     options = parser.parse_args(arguments)
-    recipe = shipped_recipes()[options.recipe]
+    recipe = recipes[options.recipe]
     recipe = replace(recipe, weights="", teacher="", input_size=options.input_size or recipe.input_size)
     files = benchmarks.real_cells(options.cells)
 

@@ -126,6 +126,15 @@ def test_scaling_prints_its_table(repository, drawn_data):
     assert "GFLOP/s in training steps of resnet50, 128 px, 2 cells each" in done.stdout and "are assumed" in done.stdout
 
 
+def test_training_speed_prints_its_table(repository, drawn_data):
+    arguments = ["vanilla_3c1d_by_subject", "--cells", "4", "--steps", "2", "--rounds", "1", "--input-size", "40"]
+    done = run(repository, "training_speed", *arguments, data=drawn_data)
+    assert done.returncode == 0, done.stderr
+    for _, milliseconds, cells in [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("|")][2:]:
+        assert float(milliseconds) * float(cells.replace(",", "")) == pytest.approx(32_000, rel=0.05)  # batches of 32
+    assert done.stdout.splitlines()[-1].startswith("Waiting for data: ")
+
+
 def test_unknown_checkpoint_is_one_sentence(repository, drawn_data):
     done = run(repository, "throughput", "--checkpoint", "no such network", data=drawn_data)
     assert done.returncode == 1

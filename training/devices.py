@@ -82,7 +82,10 @@ def spread(devices: int):
 
     if devices > 1:
         return _distribution(devices).scope()
-    return keras.device("cpu:0") if keras.backend.backend() == "jax" else contextlib.nullcontext()
+    if keras.backend.backend() == "jax":
+        with contextlib.suppress(RuntimeError):  # $JAX_PLATFORMS leaves the processor out
+            return keras.device("cpu:0")
+    return contextlib.nullcontext()
 
 
 def divided(devices: int):
