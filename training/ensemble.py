@@ -21,7 +21,7 @@ from training.run import calibrate, calibrate_parts, operating_points, pool_part
 def join(folders: list[Path], out: Path, *, title: str) -> Card:
     """Write an ensemble of checkpoints; its figures are of the mean of their held-out logits, fold by fold.
 
-    Operating point and temperature of each fold come from the other folds, as in a run.
+    Operating point and temperature of each fold are found as in a run.
 
     Args:
         folders: checkpoints measured out of fold on the same cells and folds, by subject, in windows of one size.
@@ -54,9 +54,11 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
     rows, none = np.arange(len(cells)), np.zeros(0, int)
     parts = [Part(name=str(k), training=none, validation=none, test=rows[fold == k]) for k in dict.fromkeys(fold)]
     results = [{"test": logit[part.test]} for part in parts]
-    rows, logit, p_all, threshold, fold = pool_parts(parts, results, calibrate_parts(cells, parts, results), "test")
+    balanced = all(not card.training["epochs"] for card in cards)
+    calibrations = calibrate_parts(cells, parts, results, balanced=balanced)
+    rows, logit, p_all, threshold, fold = pool_parts(parts, results, calibrations, "test")
     y_true, subjects = y_true[rows], subjects[rows]
-    temperature, operating_point = calibrate(cells, rows, logit)
+    temperature, operating_point = calibrate(cells, rows, logit, balanced=balanced)
     metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
     names = [card.name for card in cards]
     training = [card.training for card in cards]
@@ -81,7 +83,7 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
             "validation_auroc": None,
         },
         metrics=metrics,
-        operating_points=operating_points(metrics, operating_point),
+        operating_points=operating_points(metrics, operating_point, balanced=balanced),
         temperature=temperature,
         subjects=subject_rows(y_true, subjects, p_all >= threshold),
         weights_sha256=hash_members([card.weights_sha256 for card in cards]),

@@ -303,12 +303,13 @@ class Run:
     def _finish(self, cells: Cells, parts: list[Part], results: list[dict], served: dict | None) -> Card:
         """Calibrate, measure, and write the checkpoint's files, the card last: with it, the folder is a checkpoint."""
         reported = "test" if any(len(part.test) for part in parts) else "validation"
-        calibrations = calibrate_parts(cells, parts, results)
+        balanced = not self.recipe.epochs
+        calibrations = calibrate_parts(cells, parts, results, balanced=balanced)
         rows, logit, p_all, threshold, fold = pool_parts(parts, results, calibrations, reported)
         if len(parts) == 1:
             temperature, operating_point = calibrations[0]
         else:
-            temperature, operating_point = calibrate(cells, rows, logit)
+            temperature, operating_point = calibrate(cells, rows, logit, balanced=balanced)
         write_predictions(self.folder / "predictions.csv", cells, rows, logit, p_all, threshold, fold)
         if served:
             for file in served["folder"].glob("model.*"):
@@ -383,7 +384,7 @@ class Run:
                 "validation_auroc": _mean([float(row["validation_auroc"]) for row in epochs]) if epochs else None,
             },
             metrics=metrics,
-            operating_points=operating_points(metrics, operating_point),
+            operating_points=operating_points(metrics, operating_point, balanced=not recipe.epochs),
             temperature=temperature,
             rotations=recipe.rotations,
             subjects=subject_rows(y_true, subjects, p_all >= threshold),
@@ -445,9 +446,11 @@ def _thinned(cells: Cells, each: int = 2) -> Cells:
     return cells.choose(keep)
 
 
-def operating_points(metrics: dict, threshold: float) -> dict:
-    """A card's operating points: one, the default."""
+def operating_points(metrics: dict, threshold: float, *, balanced: bool) -> dict:
+    """A card's operating points: one, the default; `balanced` as in `calibrate`."""
     chosen = "largest sensitivity + specificity, smoothed, on cells not measured; a subject weighs as the root of its cells"
+    if balanced:
+        chosen = "where ALL and HEM are as likely; both classes weigh alike in the regression, so nothing was estimated"
     figures = {name: metrics[name] for name in ("sensitivity", "specificity")}
     return {"default": {"threshold": threshold, "chosen": chosen} | figures}
 
@@ -459,17 +462,17 @@ def subject_rows(y_true, subjects, called) -> list[list]:
     ]
 
 
-def calibrate_parts(cells: Cells, parts: list[Part], results: list[dict]) -> list[tuple[float, float]]:
+def calibrate_parts(cells: Cells, parts: list[Part], results: list[dict], *, balanced: bool) -> list[tuple[float, float]]:
     """Temperature and threshold for each part, from cells that are not its test cells: its validation cells, or,
-    where it has none, the other parts' held-out ones."""
+    where it has none, the other parts' held-out ones; `balanced` as in `calibrate`."""
     found = []
     for i, (part, result) in enumerate(zip(parts, results, strict=True)):
         others = [j for j in range(len(parts)) if j != i]
         if len(part.validation):
-            found.append(calibrate(cells, part.validation, result["validation"]))
+            found.append(calibrate(cells, part.validation, result["validation"], balanced=balanced))
         elif others:
             rows = np.concatenate([parts[j].test for j in others])
-            found.append(calibrate(cells, rows, np.concatenate([results[j]["test"] for j in others])))
+            found.append(calibrate(cells, rows, np.concatenate([results[j]["test"] for j in others]), balanced=balanced))
         else:
             found.append((1.0, 0.5))
     return found
@@ -485,10 +488,17 @@ def pool_parts(parts: list[Part], results: list[dict], calibrations, reported: s
     return [np.concatenate(column) for column in zip(*columns, strict=True)]
 
 
-def calibrate(cells: Cells, rows, logit) -> tuple[float, float]:
-    """Temperature and threshold, rounded as the card gives them: figures are measured with what is served."""
+def calibrate(cells: Cells, rows, logit, *, balanced: bool) -> tuple[float, float]:
+    """Temperature and threshold, rounded as the card gives them: figures are measured with what is served.
+
+    Args:
+        balanced: the network is a regression in which the classes weigh alike. Its operating point is logit 0: an estimate
+            from some 40 persons only adds noise to it (docs/decisions/0012).
+    """
     y_true = cells.y_true[rows]
     temperature = round(fit_temperature(y_true, logit), 4)
+    if balanced:
+        return temperature, 0.5
     operating_point = sigmoid(youden_threshold(y_true, logit, cells.subjects[rows]) / temperature)
     return temperature, round(float(np.clip(operating_point, 0.01, 0.99)), 4)
 

@@ -90,6 +90,17 @@ def test_the_engine_serves_what_was_measured(run, data):
     assert rows["UID_99_1_1_all.png"] is None
 
 
+def test_a_regression_has_its_own_operating_point(data, write_recipe_file, tmp_path):
+    """Its classes weigh alike: logit 0, whatever the temperature, and whatever other cells would suggest."""
+    lines = ["probe = 0.01", "epochs = 0", "test_folds = []", "folds = 3", "validation = false", "refit = true"]
+    assert main([str(write_recipe_file(*lines)), "--data", str(data)]) == 0
+    card, rows = load_checkpoint(tmp_path / "runs" / "r").card, table(tmp_path / "runs" / "r", "predictions.csv")
+    assert card.threshold == 0.5 and "nothing was estimated" in card.operating_points["default"]["chosen"]
+    assert {row["threshold"] for row in rows} == {"0.5"} and card.temperature != 1
+    right = [(float(row["logit"]) >= 0) == (row["y_true"] == "1") for row in rows]
+    assert card.metrics["accuracy"][0] == pytest.approx(np.mean(right), abs=1e-4)
+
+
 def test_what_was_trained_in_mixed_precision_is_measured_as_it_is_served(data, write_recipe_file, tmp_path):
     assert main([str(write_recipe_file('precision = "mixed_bfloat16"', "epochs = 1")), "--data", str(data)]) == 0
     checkpoint = load_checkpoint(tmp_path / "runs" / "r")
