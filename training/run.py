@@ -214,7 +214,7 @@ class Run:
         packed, _ = pack_cells(cells, self.recipe.framing, cache=_cache(), progress=_every(500, "packed", self.log))
         for side in ("training", "validation", "test"):
             chosen = np.isin(np.arange(len(cells)), getattr(parts[0], side))
-            self.log(f"{parts[0].name} {side:10} {cells.count(chosen)}")
+            self.log(f"{parts[0].name} {side:10} {_counted(cells.count(chosen))}")
         if self.recipe.teach_epochs:
             self._teach(packed, cells, parts)
         results = []
@@ -317,7 +317,8 @@ class Run:
         card = self._card(cells, parts, reported, rows, p_all, threshold, temperature, operating_point, bool(served))
         card.write(self.folder / "card.json")
         auroc, low, high = card.metrics["auroc"]
-        self.log(f"wrote {self.folder}: AUROC {auroc:.3f} ({low:.3f} to {high:.3f}) on {cells.count(_mask(cells, rows))}")
+        measured = _counted(cells.count(_mask(cells, rows)))
+        self.log(f"wrote {self.folder}: AUROC {auroc:.3f} ({low:.3f} to {high:.3f}) on {measured}")
         return card
 
     def _card(self, cells, parts, reported, rows, p_all, threshold, temperature, operating_point, served) -> Card:
@@ -510,6 +511,11 @@ def _cache() -> Path:
 
 def sigmoid(z):
     return 1 / (1 + np.exp(-z))
+
+
+def _counted(n: dict[str, int]) -> str:
+    """What `Cells.count` counts, in words."""
+    return f"{n['all_cells']:,} ALL cells of {n['all_subjects']}, {n['hem_cells']:,} HEM cells of {n['hem_subjects']} subjects"
 
 
 def _mask(cells: Cells, rows) -> np.ndarray:
