@@ -76,7 +76,7 @@ def spread(devices: int):
     """A context: networks and optimizers made and compiled in it lie on so many devices.
 
     One network of one device is made on the processor, and its first step moves it, where Keras is on JAX: that compiles each
-    initializer of another shape by itself. EfficientNetB3 has 250 of them, and on a GPU they took over a minute.
+    initializer of another shape by itself. For EfficientNetB3 that is 250 compilations, about a minute on a GPU.
     """
     import keras
 

@@ -304,7 +304,7 @@ def metric_table(card: Card) -> None:
         hide_index=True,
     )
     n, called = ([sum(row[k] for row in card.subjects if row[1] == value) for value in (0, 1)] for k in (2, 3))
-    each = len(card.split.get("test_folds", ())) > 1 and card.training["epochs"]  # a regression's is that of all its folds
+    each = len(card.split.get("test_folds", ())) > 1 and card.threshold != 0.5  # which needs no estimate: all folds have it
     st.caption(
         f"Called ALL: {called[1]:,} of {n[1]:,} ALL cells and {called[0]:,} of {n[0]:,} HEM cells, at "
         f"{'the operating point of each fold' if each else f'the operating point {card.threshold:.2f}'}. "
