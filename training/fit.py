@@ -96,12 +96,17 @@ class Draws(keras.utils.PyDataset):
         rows = self._rows(index)
         y_true = self.y[rows, None].astype("float32")
         if self.recipe.teach_epochs:  # nothing but the gap to the teacher
-            return self.packed[rows], np.zeros_like(y_true)
+            return self._cells(rows), np.zeros_like(y_true)
         target = {"logit": y_true, "gap": np.zeros_like(y_true)} if self.recipe.teacher else y_true
         if not self.recipe.class_weight:
-            return self.packed[rows], target
+            return self._cells(rows), target
         weight = np.where(y_true[:, 0] == 1, self.positive_weight, 1).astype("float32")
-        return self.packed[rows], target, {"logit": weight, "gap": np.ones_like(weight)} if self.recipe.teacher else weight
+        return self._cells(rows), target, {"logit": weight, "gap": np.ones_like(weight)} if self.recipe.teacher else weight
+
+    def _cells(self, rows: np.ndarray):
+        """The packed cells at `rows`; on JAX on their way to the device, which would else wait for them before each step."""
+        batch = self.packed[rows]
+        return keras.ops.convert_to_tensor(batch) if XLA and self.recipe.devices == 1 else batch
 
     def _rows(self, index: int) -> np.ndarray:
         if self.recipe.sampling == "subjects":
@@ -132,7 +137,7 @@ def fit(
     Args:
         network: made within `training.devices.spread(recipe.devices)`.
         packed: uint8 (n, S, S, 3), the framed cells.
-        report: a `training.run.Run`: log(), progress(), history(), subjects(), and `stopping()`.
+        report: a `training.run.Run`: log(), progress(), history(), subjects(), `stopping()` and `finishing()`.
         began: when the work on this part did, by `time.time`, if before this call.
         split_batch: a batch is taken in this many pieces whose gradients are summed, where memory is short.
     Raises:
@@ -467,9 +472,14 @@ class _Watch(keras.callbacks.Callback):
         self.created = time.time()
 
     @property
-    def enough(self) -> bool:
+    def enough(self) -> str:
+        """Why no further epoch is needed, "" while one is."""
         patience = self.recipe.patience
-        return bool(patience and self.epoch - self.best_epoch >= patience and self.epoch)
+        if patience and self.epoch - self.best_epoch >= patience:
+            return f"no better {self.recipe.watch} for {patience} epochs, stopping early"
+        if self.best is not None and self.report.finishing():
+            return f"finished as asked, with epoch {self.best_epoch}"
+        return ""
 
     def on_epoch_begin(self, epoch, logs=None):
         self.draws.epoch, self.began = epoch, time.time()
@@ -533,10 +543,8 @@ class _Watch(keras.callbacks.Callback):
         told = f", validation AUROC {figures['validation_auroc']:.3f}" if len(self.part.validation) else ""
         minutes = f"{self.seconds / 60:.1f} min"
         self.report.log(f"{self.part.name} epoch {self.epoch} of {self.recipe.epochs}: loss {row['loss']}{told}, {minutes}")
-        if self.enough:
-            self.report.log(
-                f"{self.part.name}: no better {self.recipe.watch} for {self.recipe.patience} epochs, stopping early"
-            )
+        if enough := self.enough:
+            self.report.log(f"{self.part.name}: {enough}")
             self.model.stop_training = True
 
     def keep_only(self) -> None:

@@ -206,6 +206,10 @@ class Run:
     def stopping(self) -> bool:
         return (self.folder / "stop").exists()
 
+    def finishing(self) -> bool:
+        """Whether the network in training is to end with its best epoch so far; the next one trains in full."""
+        return (self.folder / "finish").exists()
+
     # --- the run itself ---
 
     def _train(self, cells: Cells, parts: list[Part]) -> Card:
@@ -236,7 +240,8 @@ class Run:
             self.log(f"lessons without labels on {len(rows):,} cells")
             self._fit(packed, cells, Part(name="taught", training=rows, validation=none, test=none), recipe, folder)
             os.replace(folder / "best.npz", folder / "weights.npz")
-            (folder / "last.npz").unlink()
+            for done_with in (folder / "last.npz", self.folder / "finish"):
+                done_with.unlink(missing_ok=True)
         with np.load(folder / "weights.npz") as file:
             self._taught = [file[f"w{i}"] for i in range(len(file.files))]
 
@@ -253,7 +258,8 @@ class Run:
             logits = dict(zip(("validation", "test"), np.split(logit, [len(part.validation)]), strict=True))
             write_onnx(network, folder / WEIGHTS)
             save_arrays(folder / "held.npz", logits)
-            (folder / "last.npz").unlink(missing_ok=True)
+            for done_with in (folder / "last.npz", self.folder / "finish"):
+                done_with.unlink(missing_ok=True)
         with np.load(folder / "held.npz") as held:
             return {"folder": folder, "validation": held["validation"], "test": held["test"]}
 
