@@ -19,7 +19,7 @@ import model_zoo
 from inference.images import rotate_cells
 from training.augment import augmentation
 from training.data import LEFT_OUT, TEST, TRAINING, VALIDATION, Cells
-from training.devices import divided, spread, whole
+from training.devices import divided, held, spread, whole
 from training.errors import DataError, OutOfMemory, RecipeError, Stopped
 from training.lessons import lesson_gap
 from training.metrics import auroc, cell_metrics
@@ -104,9 +104,7 @@ class Draws(keras.utils.PyDataset):
         return self._cells(rows), target, {"logit": weight, "gap": np.ones_like(weight)} if self.recipe.teacher else weight
 
     def _cells(self, rows: np.ndarray):
-        """The packed cells at `rows`; on JAX on their way to the device, which would else wait for them before each step."""
-        batch = self.packed[rows]
-        return keras.ops.convert_to_tensor(batch) if XLA and self.recipe.devices == 1 else batch
+        return self.packed[rows] if isinstance(self.packed, np.ndarray) else keras.ops.take(self.packed, rows, axis=0)
 
     def _rows(self, index: int) -> np.ndarray:
         if self.recipe.sampling == "subjects":
@@ -149,7 +147,7 @@ def fit(
     logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
     with spread(recipe.devices):
         trainer, loss = _trainer(network, logit_of, recipe, packed, rows)
-    draws = Draws(recipe, packed, cells, rows, max(1, recipe.batch_size // split_batch))
+    draws = Draws(recipe, held(packed, recipe.devices), cells, rows, max(1, recipe.batch_size // split_batch))
     watch = _Watch(network, logit_of, recipe, packed, cells, part, folder, report, draws)
     watch.created = began or watch.created
     resumed = (folder / "last.npz").exists()
@@ -198,7 +196,7 @@ def time_step(network, recipe: Recipe, packed, cells: Cells, steps: int) -> floa
     rows, clock = np.arange(len(cells)), Clock()
     logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
     recipe = replace(recipe, draws_per_epoch=steps * recipe.batch_size)
-    draws = Draws(recipe, packed, cells, rows)
+    draws = Draws(recipe, held(packed, recipe.devices), cells, rows)
     try:
         with spread(recipe.devices):
             trainer, loss = _trainer(network, logit_of, recipe, packed, rows)

@@ -81,6 +81,11 @@ class Run:
     def resumable(self) -> bool:
         return self.state in ("stopped", "failed", "crashed") and "data" in self.told
 
+    @property
+    def finishing(self) -> bool:
+        """Asked to end the network in training with its epoch."""
+        return (self.folder / "finish").exists()
+
     @cached_property
     def recipe(self) -> Recipe | None:
         """The recipe as it runs; None where it cannot be read."""
@@ -427,6 +432,18 @@ def stop_run(name: str) -> None:
     if not run.alive:
         raise RunError(f"Run {name} does not run: it is {run.state}.")
     (run.folder / "stop").touch()
+
+
+def finish_run(name: str) -> None:
+    """Ask a run to end the network in training with this epoch; its best so far is kept and measured. The next trains in full.
+
+    Raises:
+        RunError: it does not run.
+    """
+    run = read_run(name)
+    if run.state != "running":
+        raise RunError(f"Run {name} trains nothing now: it is {run.state}.")
+    (run.folder / "finish").touch()
 
 
 def delete_run(name: str) -> None:

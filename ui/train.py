@@ -388,6 +388,7 @@ def _progress(run: Run) -> tuple[float, str]:
     left += (p["folds_total"] - p["folds_done"] - 1) * steps * p["seconds_per_batch"]
     fold = f"{p['fold'].replace('_', ' ')} ({p['folds_done'] + 1} of {p['folds_total']}), " if p["folds_total"] > 1 else ""
     text = f"{fold}epoch {p['epoch']} of {p['epochs']}, batch {p['batch']} of {p['batches']}; about {in_words(left)} left"
+    text = f"finishing after epoch {p['epoch']}" if run.finishing else text
     text = "stopping after this batch" if run.state == "stopping" else text
     return min(1.0, (p["folds_done"] + done / steps) / p["folds_total"]), text.capitalize()
 
@@ -410,6 +411,16 @@ def _best(run: Run) -> str:
 def _controls(run: Run) -> None:
     if run.alive:
         st.button("Stop", width="stretch", disabled=run.state == "stopping", on_click=_act, args=(jobs.stop_run, run.name))
+        if run.state == "running" and run.recipe and run.recipe.epochs + run.recipe.teach_epochs:
+            several = run.progress.get("folds_total", 1) > 1
+            st.button(
+                "Finish this network" if several else "Finish now",
+                help="Ends with this epoch: the best so far is kept and measured." + " The next one trains in full." * several,
+                width="stretch",
+                disabled=run.finishing,
+                on_click=_act,
+                args=(jobs.finish_run, run.name),
+            )
         return
     if run.resumable:
         st.button("Resume", type="primary", width="stretch", on_click=_act, args=(jobs.resume_run, run.name))

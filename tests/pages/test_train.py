@@ -119,7 +119,7 @@ def test_every_picture_is_checked_on_request(page, drawn_cells, runs, tmp_path, 
     assert not [b for b in app.button if b.label == "Check every picture"]
 
 
-def test_a_run_is_started_watched_and_stopped_here(page, wait_for):
+def test_a_run_is_started_watched_stopped_and_finished_here(page, wait_for):
     app = choose(page(), "000", "vanilla_2x2c1d_dropout50_by_subject")
     use(app, "selectbox", "Held out", 0)
     for label, value in (("Cells per epoch", 64), ("Patience", 0), ("Batch", 8)):
@@ -143,6 +143,13 @@ def test_a_run_is_started_watched_and_stopped_here(page, wait_for):
     wait_for(lambda: not jobs.read_run("my-run").alive)
     assert "**Stopped in epoch" in words(app.run())
     assert "Resume goes on from the last complete epoch" in words(app)
+
+    click(app, "Resume")
+    wait_for(lambda: jobs.read_run("my-run").state == "running")
+    click(app.run(), "Finish now")
+    assert jobs.read_run("my-run").finishing or not jobs.read_run("my-run").alive
+    wait_for(lambda: not jobs.read_run("my-run").alive)
+    assert "**Finished** in" in words(app.run()) and jobs.read_run("my-run").card.training["epochs"] == 900
 
 
 def test_a_finished_run_is_compared_promoted_and_taken_back(page, first):

@@ -25,6 +25,7 @@ class Report:
     history = subjects = log
     def progress(self, **values): pass
     def stopping(self): return False
+    finishing = stopping
 
 recipe = read_recipe(Path("r.toml"))
 cells, _ = verify_cells(index_cells(Path(sys.argv[1])), cache=Path("cache"))
@@ -41,12 +42,19 @@ print(json.dumps([first.tolist(), (1 / (1 + np.exp(-logit))).tolist()]))
 """
 
 
-def trained(backend, data, recipe, repository):
-    folder = recipe.parent / backend
+ON_DEVICE = """
+import jax
+import training.fit
+training.fit.held = lambda packed, devices: jax.device_put(packed)  # as on a GPU with room for them
+"""
+
+
+def trained(backend, data, recipe, repository, first=""):
+    folder = recipe.parent / f"{backend}{len(first)}"
     folder.mkdir()
     (folder / "r.toml").write_text(recipe.read_text())
     environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", FIT, str(data)]
+    command = [sys.executable, "-c", first + FIT, str(data)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return map(np.array, json.loads(done.stdout.splitlines()[-1]))
@@ -71,6 +79,15 @@ def test_every_backend_trains_to_the_same_probabilities(data, write_recipe_file,
         np.testing.assert_allclose(start, first, rtol=1e-3, atol=1e-3)
         assert np.abs(expected - 1 / (1 + np.exp(-first))).max() > 0.01  # the training moved them
         np.testing.assert_allclose(found, expected, atol=1e-3, err_msg=backend)
+
+
+def test_jax_draws_alike_from_cells_on_the_device(data, write_recipe_file, repository):
+    assert "jax" in BACKENDS, "install requirements-dev.txt: it holds JAX"
+    recipe = write_recipe_file("epochs = 2")
+    first, expected = trained("jax", data, recipe, repository)
+    start, found = trained("jax", data, recipe, repository, ON_DEVICE)
+    np.testing.assert_array_equal(start, first)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_jax_trains_a_whole_run_and_keeps_what_it_compiled(data, start, write_recipe_file, repository, tmp_path):

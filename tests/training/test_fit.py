@@ -152,6 +152,20 @@ def test_stopped_run_says_so_keeps_its_best_and_goes_on(data, write_recipe_file,
     assert read_state(out)["state"] == "finished" and [r["epoch"] for r in rows(out, "history.csv")] == list("1234")
 
 
+def test_told_to_finish_keeps_the_best_so_far_and_the_next_fold_trains_in_full(data, write_recipe_file, tmp_path):
+    recipe, out = write_recipe_file("epochs = 4", "folds = 3", "test_folds = [0, 1]"), tmp_path / "run"
+
+    def finish_after_epoch_1(line):
+        if line.startswith("fold_0 epoch 1 of"):
+            (out / "finish").touch()
+
+    card = train(recipe, data, out, log=finish_after_epoch_1)
+    told = {fold: [r["epoch"] for r in rows(out, "history.csv") if r["fold"] == fold] for fold in ("fold_0", "fold_1")}
+    assert told == {"fold_0": ["1"], "fold_1": ["1", "2", "3", "4"]}
+    assert "finished as asked, with epoch 1" in (out / "log.txt").read_text() and not (out / "finish").exists()
+    assert len(card.subjects) == len({r["subject"] for r in rows(out, "predictions.csv")})  # both folds are measured
+
+
 class Report:
     """What `fit` tells."""
 
@@ -171,6 +185,9 @@ class Report:
     def subjects(self, rows): ...
 
     def stopping(self):
+        return False
+
+    def finishing(self):
         return False
 
 
