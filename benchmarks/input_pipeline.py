@@ -24,6 +24,7 @@ import numpy as np
 
 import benchmarks
 from model_zoo import FrameSpec
+from training.devices import keep_memory
 
 BATCH = 32
 CROP = 300
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[300, 128], help="pixels a side (default 300 128)")
     options = parser.parse_args(arguments)
     sources = benchmarks.real_cells(options.cells)
+    keep_memory()
     benchmarks.print_machine("tensorflow", "keras", "numpy", "scipy", "pillow")
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{i:05d}.bmp" for i in range(len(sources))]

@@ -52,9 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     import keras
 
-    from training.devices import find_devices
+    from training.devices import find_devices, keep_memory
     from training.run import precision_of
 
+    keep_memory()
     backend = keras.backend.backend()
     benchmarks.print_machine("keras", backend)
     precision = precision_of(recipe.precision)
