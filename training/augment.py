@@ -145,22 +145,29 @@ class StainJitter(layers.Layer):
         exponent = draw_uniform(n, (1,), 1 - self.gamma, 1 + self.gamma, seed=self.random)
         noise = draw_uniform(n, (3, 3), -self.stain, self.stain, seed=self.random)
         matrix = ops.eye(3) + noise * (ops.eye(3) * 2 / 3 + 1 / 3)
-        table = ops.power(ops.arange(256, dtype="float32") / 255, exponent)  # (n, 256): what each of the 256 values becomes
-        return _mix(_look_up(ops.cast(cells, "uint8"), table), matrix)
+        return _mix(_look_up(ops.cast(cells, "uint8"), _powers(exponent)), matrix)
 
 
-# Two kernels and a ready table: in one piece XLA computes every power and looks up every value several times.
+def _powers(exponent):
+    """What each of the values 0..255 becomes: float32 exponents (n, 1) -> uint8 (n, 256), black from black alone."""
+    value = ops.arange(256, dtype="float32")
+    return ops.cast(ops.maximum(255 * ops.power(value / 255, exponent) + 0.5, ops.minimum(value, 1)), "uint8")
+
+
+# Two kernels, a ready table and bytes between them: in one piece XLA computes every power and looks up every value several
+# times, and floats are four times as much to write and to read.
 @_compiled
 def _look_up(cells, table):
-    """table[i, cells[i]]: uint8 (n, S, S, 3) and float32 (n, 256) -> float32 (n, S, S, 3)."""
+    """table[i, cells[i]]: uint8 (n, S, S, 3) and (n, 256) -> uint8 (n, S, S, 3)."""
     first = ops.reshape(ops.arange(ops.shape(cells)[0], dtype="int32") * 256, (-1, 1, 1, 1))
     return ops.take(ops.reshape(table, (-1,)), first + ops.cast(cells, "int32"))
 
 
 @_compiled
 def _mix(cells, matrix):
-    """cells @ matrix, 0..1 (n, S, S, 3) and (n, 3, 3) -> 0..255."""
-    return ops.clip(sum(cells[..., k : k + 1] * matrix[:, None, None, k] for k in range(3)), 0, 1) * 255
+    """cells @ matrix, uint8 (n, S, S, 3) and float32 (n, 3, 3) -> float32 of 0..255."""
+    cells = ops.cast(cells, "float32")
+    return ops.clip(sum(cells[..., k : k + 1] * matrix[:, None, None, k] for k in range(3)), 0, 255)
 
 
 def augmentation(recipe: Recipe) -> list[layers.Layer]:
