@@ -122,7 +122,12 @@ def held(packed, devices: int = 1):
 
     gpu = jax.devices()[0]
     room = (gpu.memory_stats() or {}).get("bytes_limit", 0) if gpu.platform == "gpu" else 0
-    return jax.device_put(packed, gpu) if room > 4 * packed.nbytes else packed
+    if room <= 4 * packed.nbytes:
+        return packed
+    try:
+        return jax.device_put(packed, gpu).block_until_ready()
+    except jax.errors.JaxRuntimeError:  # other programs hold what is left of it
+        return packed
 
 
 @contextlib.contextmanager

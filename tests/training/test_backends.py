@@ -90,6 +90,35 @@ def test_jax_draws_alike_from_cells_on_the_device(data, write_recipe_file, repos
     np.testing.assert_array_equal(found, expected)
 
 
+HELD = """
+import jax, numpy as np
+from training.devices import held
+
+class GPU:
+    platform = "gpu"
+    def memory_stats(self): return {"bytes_limit": limit}
+
+def full(cells, device): raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+cells = np.zeros((2, 8, 8, 3), "uint8")
+assert held(cells) is cells  # the processor reads them where they are
+cpu, put = jax.devices()[0], jax.device_put
+jax.devices, jax.device_put = lambda: [GPU()], lambda cells, device: put(cells, cpu)
+limit = 4 * cells.nbytes + 1
+assert isinstance(held(cells), jax.Array) and held(cells, devices=2) is cells
+limit -= 1
+assert held(cells) is cells
+limit, jax.device_put = 10**12, full
+assert held(cells) is cells
+"""
+
+
+def test_cells_are_held_on_a_gpu_with_room_for_them(repository):
+    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", HELD], cwd=repository, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_jax_trains_a_whole_run_and_keeps_what_it_compiled(data, start, write_recipe_file, repository, tmp_path):
     """With a teacher and weight averages, whose arrays JAX would share; the second fold's network is compiled no more."""
     lines = [f'teacher = "{start}"', "test_folds = [1, 2]", "folds = 3", "epochs = 2", "validation = false"]
