@@ -65,8 +65,11 @@ def measure(files: list[Path], size: int, rounds: int, cache: Path) -> None:
         return packed[np.sort(rng.choice(n, BATCH))]
 
     def ours():
-        for _ in range(batches):
-            augment(fetch())
+        with ThreadPoolExecutor(1) as loader:  # as Keras' `fit` reads ahead
+            ahead = loader.submit(fetch)
+            for _ in range(batches):
+                batch, ahead = ahead.result(), loader.submit(fetch)
+                augment(batch)
 
     def usual_in_threads():
         with ThreadPoolExecutor(2) as pool:
