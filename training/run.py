@@ -241,8 +241,7 @@ class Run:
             self.log(f"lessons without labels on {len(rows):,} cells")
             self._fit(packed, cells, Part(name="taught", training=rows, validation=none, test=none), recipe, folder)
             os.replace(folder / "best.npz", folder / "weights.npz")
-            for done_with in (folder / "last.npz", self.folder / "finish"):
-                done_with.unlink(missing_ok=True)
+            self._leave(folder)
         with np.load(folder / "weights.npz") as file:
             self._taught = [file[f"w{i}"] for i in range(len(file.files))]
 
@@ -259,10 +258,14 @@ class Run:
             logits = dict(zip(("validation", "test"), np.split(logit, [len(part.validation)]), strict=True))
             write_onnx(network, folder / WEIGHTS)
             save_arrays(folder / "held.npz", logits)
-            for done_with in (folder / "last.npz", self.folder / "finish"):
-                done_with.unlink(missing_ok=True)
+            self._leave(folder)
         with np.load(folder / "held.npz") as held:
             return {"folder": folder, "validation": held["validation"], "test": held["test"]}
+
+    def _leave(self, folder: Path) -> None:
+        """Remove what only a fit that goes on needs, and what asked that one to finish."""
+        for file in (folder / "last.npz", self.folder / "finish"):
+            file.unlink(missing_ok=True)
 
     def _fit(self, packed, cells, part, recipe, folder):
         split_batch = 1

@@ -412,10 +412,12 @@ def _controls(run: Run) -> None:
     if run.alive:
         st.button("Stop", width="stretch", disabled=run.state == "stopping", on_click=_act, args=(jobs.stop_run, run.name))
         if run.state == "running" and run.recipe and run.recipe.epochs + run.recipe.teach_epochs:
-            several = run.progress.get("folds_total", 1) > 1
+            label, then = "Finish now", ""
+            if run.progress.get("folds_total", 1) > 1:
+                label, then = "Finish this network", " The next one trains in full."
             st.button(
-                "Finish this network" if several else "Finish now",
-                help="Ends with this epoch: the best so far is kept and measured." + " The next one trains in full." * several,
+                label,
+                help=f"Ends with this epoch: the best so far is kept and measured.{then}",
                 width="stretch",
                 disabled=run.finishing,
                 on_click=_act,

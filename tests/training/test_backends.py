@@ -49,12 +49,12 @@ training.fit.held = lambda packed, devices: jax.device_put(packed)  # as on a GP
 """
 
 
-def trained(backend, data, recipe, repository, first=""):
-    folder = recipe.parent / f"{backend}{len(first)}"
+def trained(backend, data, recipe, repository, before=""):
+    folder = recipe.parent / (f"{backend} otherwise" if before else backend)
     folder.mkdir()
     (folder / "r.toml").write_text(recipe.read_text())
     environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", first + FIT, str(data)]
+    command = [sys.executable, "-c", before + FIT, str(data)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return map(np.array, json.loads(done.stdout.splitlines()[-1]))
