@@ -116,18 +116,23 @@ def held(packed, devices: int = 1):
     """
     import keras
 
-    if keras.backend.backend() != "jax" or devices > 1:
+    if keras.backend.backend() != "jax" or devices > 1 or _gpu_memory() <= 4 * packed.nbytes:
         return packed
     import jax
 
-    gpu = jax.devices()[0]
-    room = (gpu.memory_stats() or {}).get("bytes_limit", 0) if gpu.platform == "gpu" else 0
-    if room <= 4 * packed.nbytes:
-        return packed
     try:
-        return jax.device_put(packed, gpu).block_until_ready()
+        # Not bound to the device by name: JAX compiles a step anew for each mixture of arrays that are and that are not.
+        return jax.device_put(packed).block_until_ready()
     except jax.errors.JaxRuntimeError:  # other programs hold what is left of it
         return packed
+
+
+def _gpu_memory() -> int:
+    """Bytes that JAX may take of its first GPU; 0 without one."""
+    import jax
+
+    gpu = jax.devices()[0]
+    return (gpu.memory_stats() or {}).get("bytes_limit", 0) if gpu.platform == "gpu" else 0
 
 
 @contextlib.contextmanager

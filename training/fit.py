@@ -148,7 +148,7 @@ def fit(
     with spread(recipe.devices):
         trainer, loss = _trainer(network, logit_of, recipe, packed, rows)
     draws = Draws(recipe, held(packed, recipe.devices), cells, rows, max(1, recipe.batch_size // split_batch))
-    watch = _Watch(network, logit_of, recipe, packed, cells, part, folder, report, draws)
+    watch = _Watch(network, logit_of, recipe, cells, part, folder, report, draws)
     watch.created = began or watch.created
     resumed = (folder / "last.npz").exists()
     try:
@@ -249,7 +249,7 @@ def _predict(logit_of, packed, rows, batch_size: int, rotations: int = 1) -> np.
         batches = (packed[filled[i : i + batch_size]] for i in range(0, len(filled), batch_size))
         turned = (rotate_cells(batch, turn) if turn else batch for batch in batches)
         with whole():
-            logits = [keras.ops.convert_to_numpy(logit_of.predict_on_batch(b.astype("float32")))[:, 0] for b in turned]
+            logits = [keras.ops.convert_to_numpy(logit_of.predict_on_batch(batch))[:, 0] for batch in turned]
         total += np.concatenate(logits)[: len(rows)].astype("float64")
     return total / rotations
 
@@ -462,10 +462,10 @@ class _StopOnly(keras.callbacks.Callback):
 class _Watch(keras.callbacks.Callback):
     """Progress after each batch; after each epoch the validation figures, the best weights, and all that a resume needs."""
 
-    def __init__(self, network, logit_of, recipe, packed, cells, part, folder, report, draws):
+    def __init__(self, network, logit_of, recipe, cells, part, folder, report, draws):
         super().__init__()
-        self.network, self.logit_of, self.recipe, self.packed = network, logit_of, recipe, packed
-        self.cells, self.part, self.folder, self.report, self.draws = cells, part, folder, report, draws
+        self.network, self.logit_of, self.recipe, self.cells = network, logit_of, recipe, cells
+        self.part, self.folder, self.report, self.draws = part, folder, report, draws
         self.epoch, self.best, self.best_epoch, self.seconds, self.bar = 0, None, 0, 0.0, None
         self.created = time.time()
 
@@ -514,9 +514,9 @@ class _Watch(keras.callbacks.Callback):
         self.bar.close()
         self.epoch = epoch + 1
         trainer = self.model  # on JAX, asking for it brings the weights back from the device: before they are read
-        raw = [w.copy() for w in trainer.get_weights()]  # of the head that predicts a teacher as well
         rate = float(keras.ops.convert_to_numpy(trainer.optimizer.learning_rate))
         if self.recipe.ema:
+            raw = [w.copy() for w in trainer.get_weights()]  # of the head that predicts a teacher as well
             trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
             # copies: JAX would let network and average share one array, and the next step deletes it
             self.network.set_weights([w.copy() for w in self.network.get_weights()])
@@ -527,7 +527,8 @@ class _Watch(keras.callbacks.Callback):
         if finite and np.isfinite(gain) and (self.best is None or gain > self._gain(self.best)):
             self.best, self.best_epoch = score, self.epoch
             save_arrays(self.folder / "best.npz", {f"w{i}": w for i, w in enumerate(self.network.get_weights())})
-        trainer.set_weights(raw)
+        if self.recipe.ema:
+            trainer.set_weights(raw)
         self.seconds += time.time() - self.began
         row = {
             "fold": self.part.name,
@@ -559,7 +560,7 @@ class _Watch(keras.callbacks.Callback):
         rows = self.part.validation
         if not len(rows):
             return dict.fromkeys(HISTORY[4:8], float("nan"))
-        y_true, logit = self.cells.y_true[rows], _predict(self.logit_of, self.packed, rows, self.recipe.batch_size)
+        y_true, logit = self.cells.y_true[rows], _predict(self.logit_of, self.draws.packed, rows, self.recipe.batch_size)
         if not np.isfinite(logit).all():
             return dict.fromkeys(HISTORY[4:8], float("nan"))
         p_all, subjects = 1 / (1 + np.exp(-logit)), self.cells.subjects[rows]

@@ -43,9 +43,8 @@ print(json.dumps([first.tolist(), (1 / (1 + np.exp(-logit))).tolist()]))
 
 
 ON_DEVICE = """
-import jax
-import training.fit
-training.fit.held = lambda packed, devices: jax.device_put(packed)  # as on a GPU with room for them
+import training.devices
+training.devices._gpu_memory = lambda: 10**12  # cells are held as on a GPU with room for them
 """
 
 
@@ -98,12 +97,11 @@ class GPU:
     platform = "gpu"
     def memory_stats(self): return {"bytes_limit": limit}
 
-def full(cells, device): raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+def full(cells): raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
 
 cells = np.zeros((2, 8, 8, 3), "uint8")
 assert held(cells) is cells  # the processor reads them where they are
-cpu, put = jax.devices()[0], jax.device_put
-jax.devices, jax.device_put = lambda: [GPU()], lambda cells, device: put(cells, cpu)
+jax.devices = lambda: [GPU()]
 limit = 4 * cells.nbytes + 1
 assert isinstance(held(cells), jax.Array) and held(cells, devices=2) is cells
 limit -= 1
@@ -120,12 +118,16 @@ def test_cells_are_held_on_a_gpu_with_room_for_them(repository):
 
 
 def test_jax_trains_a_whole_run_and_keeps_what_it_compiled(data, start, write_recipe_file, repository, tmp_path):
-    """With a teacher and weight averages, whose arrays JAX would share; the second fold's network is compiled no more."""
+    """With a teacher and weight averages, whose arrays JAX would share, from cells on the device.
+
+    The second fold's network is compiled no more, and no step twice.
+    """
     lines = [f'teacher = "{start}"', "test_folds = [1, 2]", "folds = 3", "epochs = 2", "validation = false"]
     recipe = write_recipe_file(*lines)
     environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "JAX_LOG_COMPILES": "1"}
     environment |= {"PYTHONPATH": str(repository), "BLASTOSCOPE_RUNS": str(tmp_path)}
-    command = [sys.executable, "-m", "training", str(recipe), "--data", str(data), "--out", "run"]
+    main = "import sys; from training.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", ON_DEVICE + main, str(recipe), "--data", str(data), "--out", "run"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     took = [float(s) for s in re.findall(r"Finished XLA compilation of jit\(train_step\) in ([\d.e-]+) sec", done.stderr)]
