@@ -115,9 +115,23 @@ def look_at(architecture: str, input_size: int) -> Network:
 
 
 def multiply_adds(network) -> int:
-    """Of one forward pass over one cell: each entry of a kernel once for every place of its layer's output."""
-    kernels = ((layer.kernel.shape, layer.output.shape[1:-1]) for layer in network.layers if hasattr(layer, "kernel"))
-    return sum(math.prod(kernel) * math.prod(places) for kernel, places in kernels)
+    """Of one forward pass over one cell: each entry of a kernel once for every place of its layer's output, in each turn."""
+    import keras
+
+    from model_zoo._pooling import QuarterTurns, TurnsMean
+
+    copies, total = {}, 0
+    for layer in network.layers:
+        sources = keras.tree.flatten(layer.input)
+        here = max((copies[id(source)] for source in sources if id(source) in copies), default=1)
+        if isinstance(layer, QuarterTurns):
+            here *= 4 * len(sources)
+        elif isinstance(layer, TurnsMean):
+            here = 1
+        copies[id(layer.output)] = here
+        if hasattr(layer, "kernel"):
+            total += here * math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +160,9 @@ def work_of(recipe: Recipe) -> Work:
         cells *= 2 * FEWER / TRAINING if recipe.sampling == "undersampled" else 1
         return (recipe.epochs + recipe.head_epochs) * (recipe.draws_per_epoch or cells)
 
-    looked_at = fits * (recipe.epochs * validation + recipe.rotations * (validation + test)) + TRAINING * bool(recipe.probe)
+    looked_at = fits * (recipe.epochs * validation + recipe.rotations * (validation + test))
+    if recipe.probe:  # features are of all cells, and of each fold's own network where that is grown
+        looked_at += TRAINING * (fits + recipe.refit if recipe.grow_from else 1)
     lessons = recipe.teach_epochs * (recipe.draws_per_epoch or TRAINING)
     drawn = fits * draws(training) + recipe.refit * draws(TRAINING) + lessons
     return Work(networks=fits + recipe.refit, drawn=drawn, looked_at=looked_at)

@@ -32,7 +32,8 @@ def grad_cam(model, layer: str) -> Callable[..., np.ndarray]:
     """Compile `(cells (N, S, S, 3), label="ALL") -> cam (N, h, w)`, float32, >= 0, unnormalised.
 
     The map of what speaks for a label: gradient of the logit for "ALL", of its negative for "HEM"; not of the
-    probability, for a saturated sigmoid has none. Source: Selvaraju et al. 2017, arXiv:1610.02391.
+    probability, for a saturated sigmoid has none. Source: Selvaraju et al. 2017, arXiv:1610.02391. Where the layer is given
+    turned copies of the cells (`QuarterTurns`), the sum of their maps, turned back.
 
     Args:
         model: a flat Keras model with a layer `logit`.
@@ -48,11 +49,15 @@ def grad_cam(model, layer: str) -> Callable[..., np.ndarray]:
         with tf.GradientTape() as tape:
             activation, logit = tapped(cells, training=False)
         weight = tf.reduce_mean(sign * tape.gradient(logit, activation), axis=(1, 2), keepdims=True)
-        return tf.nn.relu(tf.reduce_sum(weight * activation, axis=-1))
+        return tf.reduce_sum(weight * activation, axis=-1)
 
     def cam(cells: np.ndarray, label: str = "ALL") -> np.ndarray:
         sign = {"ALL": 1.0, "HEM": -1.0}[label]
-        return run(tf.constant(cells, tf.float32), tf.constant(sign)).numpy()
+        maps = run(tf.constant(cells, tf.float32), tf.constant(sign)).numpy()
+        if len(maps) > len(cells):
+            turned = maps.reshape(4, -1, len(cells), *maps.shape[1:])
+            maps = sum(np.rot90(turned[turns], -turns, axes=(2, 3)).sum(0) for turns in range(4))
+        return np.maximum(maps, 0)
 
     return cam
 

@@ -133,36 +133,50 @@ class CellWhiten(layers.Layer):
 
 @keras.saving.register_keras_serializable("blastoscope")
 class QuarterTurns(layers.Layer):
-    """(N, S, S, C) -> (4N, S, S, C): everything as it is, then everything by 90, 180 and 270 degrees."""
+    """(N, S, S, C) -> (4N, S, S, C): everything as it is, then everything by 90, 180 and 270 degrees.
+
+    Of several inputs, V views of the same cells, everything is all of the first, then all of the second: (4VN, S, S, C).
+    """
 
     def call(self, x):
+        x = ops.concatenate(x, axis=0) if isinstance(x, (list, tuple)) else x
         return ops.concatenate([ops.rot90(x, turns, axes=(1, 2)) for turns in range(4)], axis=0)
 
     def compute_output_shape(self, input_shape):
-        return input_shape
+        return input_shape[0] if isinstance(input_shape[0], (list, tuple)) else input_shape
 
-    def write_onnx(self, g, x):
+    def write_onnx(self, g, *views):
         def mirror(x, *axes):
             minus, ends = [-1] * len(axes), [np.iinfo("int64").min] * len(axes)
             return g.node("Slice", [x, *(g.constant(v, "int64") for v in (minus, ends, axes, minus))])
 
+        x = g.node("Concat", list(views), axis=0) if len(views) > 1 else views[0]
         aside = g.node("Transpose", [x], perm=[0, 1, 3, 2])
         return g.node("Concat", [x, mirror(aside, 2), mirror(x, 2, 3), mirror(aside, 3)], axis=0)
 
 
 @keras.saving.register_keras_serializable("blastoscope")
 class TurnsMean(layers.Layer):
-    """(4N, D) -> (N, D): mean over the turns of `QuarterTurns`."""
+    """(4VN, D) -> (N, VD): mean over the turns of `QuarterTurns`, its V views side by side."""
+
+    def __init__(self, views: int = 1, **options):
+        super().__init__(**options)
+        self.views = views
 
     def call(self, x):
-        return ops.mean(ops.reshape(x, (4, -1, x.shape[-1])), axis=0)
+        mean = ops.mean(ops.reshape(x, (4, self.views, -1, x.shape[-1])), axis=0)
+        return ops.reshape(ops.transpose(mean, (1, 0, 2)), (-1, self.views * x.shape[-1]))
 
     def compute_output_shape(self, input_shape):
-        return input_shape
+        return (input_shape[0], self.views * input_shape[-1])
+
+    def get_config(self):
+        return super().get_config() | {"views": self.views}
 
     def write_onnx(self, g, x):
-        turns = g.node("Reshape", [x, g.constant([4, -1, self.input.shape[-1]], "int64")])
-        return g.node("ReduceMean", [turns], axes=[0], keepdims=0)
+        turns = g.node("Reshape", [x, g.constant([4, self.views, -1, self.input.shape[-1]], "int64")])
+        mean = g.node("ReduceMean", [turns], axes=[0], keepdims=0)
+        return g.node("Flatten", [g.node("Transpose", [mean], perm=[1, 0, 2])])
 
 
 @keras.saving.register_keras_serializable("blastoscope")

@@ -6,16 +6,28 @@ from keras import layers
 
 from model_zoo._architecture import Architecture, two_way
 from model_zoo._backbones import EFFICIENTNET_B3
-from model_zoo._pooling import CellMask, MaskedMoments, cell_shares, read_pooled
+from model_zoo._pooling import (
+    CellMask,
+    CellStandardise,
+    DarknessBands,
+    MaskedCovariance,
+    MaskedMoments,
+    QuarterTurns,
+    TurnsMean,
+    cell_shares,
+    mix_maps,
+    read_pooled,
+)
 
 _IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225], "float32")
-# What the pooled form reads, with their strides: the expansions at the head of stages 3 to 6, wide and still texture.
+# What the pooled forms read, with their strides: the expansions at the head of stages 3 to 6, wide and still texture.
 _TAPS = {
     "block3a_expand_activation": 4,
     "block4a_expand_activation": 8,
     "block5a_expand_activation": 16,
     "block6a_expand_activation": 16,
 }
+_MIXED = {"block4a_expand_activation", "block6a_expand_activation"}  # whose covariance is taken
 
 
 def build(*, input_size: int, weights: str | None = None) -> keras.Model:
@@ -40,6 +52,31 @@ def build_pooled(*, input_size: int, weights: str | None = None) -> keras.Model:
         on_cell = layers.Multiply(name=f"{tap}_on_cell")([maps, shares])
         moments.append(MaskedMoments(name=f"{tap}_moments")([on_cell, shares]))
     model = read_pooled(cell, ("moments", moments), name="efficientnet_b3.pooled")
+    _start(model, weights)
+    return model
+
+
+def build_turned(*, input_size: int, weights: str | None = None) -> keras.Model:
+    cell = keras.Input((input_size, input_size, 3), name="cell")
+    views = [cell, CellStandardise(name="standard")(cell)]
+    backbone = EFFICIENTNET_B3.on(QuarterTurns(name="turns")(views))
+    inside, bands = (
+        QuarterTurns(name=f"{place.name}_turns")([place(cell)] * len(views))
+        for place in (CellMask(name="inside"), DarknessBands(name="bands"))
+    )
+    moments, covariances = [], []
+    for tap, stride in _TAPS.items():
+        maps = backbone.get_layer(tap).output
+        shares, parts = (cell_shares(x, maps, stride, f"{tap}{of}") for x, of in ((inside, ""), (bands, "_bands")))
+        on_cell = layers.Multiply(name=f"{tap}_on_cell")([maps, shares])
+        pooled = MaskedMoments(name=f"{tap}_moments_turned")([on_cell, shares, parts])
+        moments.append(TurnsMean(len(views), name=f"{tap}_moments")(pooled))
+        if tap in _MIXED:
+            mixed = mix_maps(on_cell, name=f"{tap}_mix")
+            pooled = MaskedCovariance(name=f"{tap}_covariance_turned")([mixed, shares])
+            covariances.append(TurnsMean(len(views), name=f"{tap}_covariance")(pooled))
+    kinds = ("moments", moments), ("covariances", covariances)
+    model = read_pooled(cell, *kinds, name="efficientnet_b3.turned")
     _start(model, weights)
     return model
 
@@ -72,5 +109,15 @@ VARIANTS = {
         cam_layers=("block4a_expand_activation_on_cell", "block6a_expand_activation_on_cell"),
         source="Backbone of paper 004, EfficientNetB3 (Tan & Le 2019, arXiv:1905.11946), up to the head of its sixth stage of"
         " seven. Ours: moments of four middle layers over the cell, and one logit on them.",
-    )
+    ),
+    "turned": Architecture(
+        name="efficientnet_b3.turned",
+        title="EfficientNetB3, turned",
+        build=build_turned,
+        input_size=96,
+        cam_layers=("block4a_expand_activation_on_cell", "block6a_expand_activation_on_cell"),
+        source="As EfficientNetB3, pooled. Ours as well: it sees the cell as stained and with its channels standardised, each"
+        " turned by quarters and averaged; moments over the dark, the middling and the light part of the cell, and covariances"
+        " over the cell.",
+    ),
 }

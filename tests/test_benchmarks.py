@@ -105,6 +105,9 @@ def test_scaling_counts_what_a_recipe_computes():
     assert look_at("vanilla.2x2c1d", 40).multiply_adds == by_hand and look_at("vanilla.2x2c1d", 40).kind == "ordinary"
     published = look_at("mobilenet_v2", 224)  # Sandler et al. 2018, Table 4: 300 M, 1.3 M of them in its 1000 classes
     assert published.multiply_adds == pytest.approx(298.7e6, rel=0.01) and published.kind == "depthwise"
+    once, turned = (look_at(f"efficientnet_b3.{form}", 96).multiply_adds for form in ("pooled", "turned"))
+    mixed = 40 * (12**2 * 288 + 6**2 * 816)  # of two layers' maps
+    assert turned - 25_744 == 8 * (once - 3_744 + mixed)  # two views in four turns; the logit reads them once
     recipes = shipped_recipes()
     by_image = work_of(recipes["vanilla_2x2c1d_as_published"])
     assert (by_image.networks, round(by_image.drawn)) == (1, round(100 * 0.75 * 10_661))
@@ -112,6 +115,7 @@ def test_scaling_counts_what_a_recipe_computes():
     assert (one_fold.networks, one_fold.drawn) == (1, recipes["allnet"].epochs * recipes["allnet"].draws_per_epoch)
     probe = work_of(recipes["best"])
     assert (probe.networks, probe.drawn, probe.looked_at) == (6, 0, 2 * 10_661)
+    assert work_of(recipes["efficientnet_b3_pooled"]).looked_at == (6 + 1) * 10_661  # each network's own features, and the test
     lessons = work_of(recipes["allnet_pooled"])  # once, for all six
     assert (lessons.networks, lessons.drawn) == (6, 6 * 4800)
 

@@ -71,7 +71,8 @@ class _Growth:
         self.names, self.old_names = ([layer.name for layer in net.layers] for net in (network, self.teacher))
         self.old = self.new = cells
         self.inside = (self.old.max(-1, keepdims=True) >= 1).astype("float32")
-        self.at_old, self.at_new = self.teacher.inputs[0], self.network.inputs[0]
+        self.at_old = self.teacher.inputs[0]
+        self.at_new = self._layer("efficientnet_rescaling_1").input  # behind what turns and restains the cell
         self.copied = np.arange(3)  # channel of `new` -> the channel of `old` that it is to equal
 
     def run(self) -> dict[str, float]:

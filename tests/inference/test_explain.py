@@ -34,6 +34,24 @@ def test_grad_cam_equals_tf_keras_vis(model, cells):
     np.testing.assert_allclose(ours, np.asarray(oracle), rtol=1e-4, atol=1e-6 * ours.max())
 
 
+def test_the_map_of_a_network_that_turns_the_cell_turns_with_it(cells):
+    import keras
+
+    from inference.images import resize_cells
+    from model_zoo import find_architecture
+
+    keras.utils.set_random_seed(0)
+    entry = find_architecture("efficientnet_b3.turned")
+    network, small = entry.build(input_size=64), resize_cells(cells, 64)
+    last = network.get_layer("logit")
+    last.set_weights([np.random.default_rng(0).normal(size=last.kernel.shape), np.zeros(1)])
+    cam = grad_cam(network, entry.cam_layers[0])
+    upright, turned = cam(small), cam(np.rot90(small, axes=(1, 2)).copy())
+    assert upright.shape == (3, 8, 8) and upright.max() > 0
+    np.testing.assert_allclose(np.rot90(upright, axes=(1, 2)), turned, atol=1e-3 * upright.max())
+    assert np.abs(upright - turned).max() > 0.1 * upright.max()
+
+
 def test_what_speaks_for_hem_is_the_map_of_the_negative_logit(model, cells):
     cam = grad_cam(model, "out_relu")
     for_all, for_hem = cam(cells, "ALL"), cam(cells, "HEM")

@@ -23,7 +23,7 @@ with_own_layers = pytest.mark.parametrize(
     "name",
     [model_zoo.find_architecture(file).name for file in model_zoo.architecture_names()]
     + ["vanilla.2x2x1c1d_bn_adam", "vanilla.1x1c1d_zeropadding_dropout", "vgg16.allnet_baseline"]
-    + ["allnet.pooled", "efficientnet_b3.pooled"],
+    + ["allnet.pooled", "efficientnet_b3.pooled", "efficientnet_b3.turned"],
 )
 
 
@@ -137,6 +137,18 @@ def test_a_quarter_turn_does_not_change_what_is_averaged_over_turns():
     assert pooled(x).shape == (2, 6)
     np.testing.assert_allclose(pooled(np.rot90(x, axes=(1, 2)).copy()), pooled(x), rtol=1e-5)
     assert np.abs(pooled(x[:, ::-1].copy()) - pooled(x)).max() > 1e-4
+    views = [x, x[::-1].copy() ** 2]
+    side_by_side = keras.ops.convert_to_numpy(TurnsMean(2)(QuarterTurns()(views)[:, 0, 0]))
+    apart = [keras.ops.convert_to_numpy(TurnsMean()(QuarterTurns()(view)[:, 0, 0])) for view in views]
+    np.testing.assert_allclose(side_by_side, np.concatenate(apart, axis=1), rtol=1e-6)
+
+
+def test_efficientnet_turned_reads_a_cell_alike_however_it_lies(cells):
+    model = built("efficientnet_b3.turned")
+    (features,), (turned,) = (read(model, x, "features") for x in (cells, np.rot90(cells, axes=(1, 2)).copy()))
+    np.testing.assert_allclose(turned, features, rtol=1e-3, atol=1e-3 * np.abs(features).max())
+    (mirrored,) = read(model, cells[:, ::-1].copy(), "features")
+    assert np.abs(mirrored - features).max() > 0.01 * np.abs(features).max()
 
 
 def test_what_lies_beside_the_cell_changes_nothing_the_pyramid_pools(cells):
