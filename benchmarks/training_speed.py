@@ -7,8 +7,8 @@ First on cells drawn as in training, from the memory-mapped cache or, on JAX, fr
 on the device already. What the first takes longer is the waiting for data. In turns, in one run; a first round, which compiles,
 does not count.
 
-Expected on one GPU, EfficientNetB3 at 300 px in mixed precision: at most 5% of the time is spent waiting. On an H100 with JAX it
-was 2.6% (docs/scaling.md).
+Expected on one GPU, EfficientNetB3 at 300 px in mixed precision: at most 5% of the time is spent waiting. On an H100 with JAX
+it was 2.6% (docs/scaling.md).
 """
 
 from __future__ import annotations
