@@ -28,6 +28,7 @@ _TAPS = {
     "block6a_expand_activation": 16,
 }
 _MIXED = {"block4a_expand_activation", "block6a_expand_activation"}  # whose covariance is taken
+_CAM_LAYERS = ("block4a_expand_activation_on_cell", "block6a_expand_activation_on_cell")
 
 
 def build(*, input_size: int, weights: str | None = None) -> keras.Model:
@@ -44,13 +45,8 @@ def build(*, input_size: int, weights: str | None = None) -> keras.Model:
 def build_pooled(*, input_size: int, weights: str | None = None) -> keras.Model:
     cell = keras.Input((input_size, input_size, 3), name="cell")
     backbone = EFFICIENTNET_B3.on(cell)
-    inside, moments = CellMask(name="inside")(cell), []
-    for tap, stride in _TAPS.items():
-        maps = backbone.get_layer(tap).output
-        shares = cell_shares(inside, maps, stride, tap)
-        # A layer of its own, so that Grad-CAM, which weighs whole maps, sees what is used of them.
-        on_cell = layers.Multiply(name=f"{tap}_on_cell")([maps, shares])
-        moments.append(MaskedMoments(name=f"{tap}_moments")([on_cell, shares]))
+    taps = _on_cell(backbone, CellMask(name="inside")(cell))
+    moments = [MaskedMoments(name=f"{tap}_moments")([on_cell, shares]) for tap, on_cell, shares in taps]
     model = read_pooled(cell, ("moments", moments), name="efficientnet_b3.pooled")
     _start(model, weights)
     return model
@@ -65,10 +61,8 @@ def build_turned(*, input_size: int, weights: str | None = None) -> keras.Model:
         for place in (CellMask(name="inside"), DarknessBands(name="bands"))
     )
     moments, covariances = [], []
-    for tap, stride in _TAPS.items():
-        maps = backbone.get_layer(tap).output
-        shares, parts = (cell_shares(x, maps, stride, f"{tap}{of}") for x, of in ((inside, ""), (bands, "_bands")))
-        on_cell = layers.Multiply(name=f"{tap}_on_cell")([maps, shares])
+    for tap, on_cell, shares in _on_cell(backbone, inside):
+        parts = cell_shares(bands, on_cell, _TAPS[tap], f"{tap}_bands")
         pooled = MaskedMoments(name=f"{tap}_moments_turned")([on_cell, shares, parts])
         moments.append(TurnsMean(len(views), name=f"{tap}_moments")(pooled))
         if tap in _MIXED:
@@ -79,6 +73,15 @@ def build_turned(*, input_size: int, weights: str | None = None) -> keras.Model:
     model = read_pooled(cell, *kinds, name="efficientnet_b3.turned")
     _start(model, weights)
     return model
+
+
+def _on_cell(backbone, inside):
+    """Of each layer in `_TAPS`: its name, its maps times how much of each place is cell, and those shares."""
+    for tap, stride in _TAPS.items():
+        maps = backbone.get_layer(tap).output
+        shares = cell_shares(inside, maps, stride, tap)
+        # A layer of its own, so that Grad-CAM, which weighs whole maps, sees what is used of them.
+        yield tap, layers.Multiply(name=f"{tap}_on_cell")([maps, shares]), shares
 
 
 def _start(model: keras.Model, weights: str | None) -> None:
@@ -106,7 +109,7 @@ VARIANTS = {
         title="EfficientNetB3, pooled",
         build=build_pooled,
         input_size=96,
-        cam_layers=("block4a_expand_activation_on_cell", "block6a_expand_activation_on_cell"),
+        cam_layers=_CAM_LAYERS,
         source="Backbone of paper 004, EfficientNetB3 (Tan & Le 2019, arXiv:1905.11946), up to the head of its sixth stage of"
         " seven. Ours: moments of four middle layers over the cell, and one logit on them.",
     ),
@@ -115,7 +118,7 @@ VARIANTS = {
         title="EfficientNetB3, turned",
         build=build_turned,
         input_size=96,
-        cam_layers=("block4a_expand_activation_on_cell", "block6a_expand_activation_on_cell"),
+        cam_layers=_CAM_LAYERS,
         source="As EfficientNetB3, pooled. Ours as well: it sees the cell as stained and with its channels standardised, each"
         " turned by quarters and averaged; moments over the dark, the middling and the light part of the cell, and covariances"
         " over the cell.",
