@@ -197,6 +197,26 @@ class CellMask(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("blastoscope")
+class CellSize(layers.Layer):
+    """(N, S, S, 1), 1 on the cell -> (N, 1): the logarithm of its number of pixels.
+
+    What is pooled over the cell has lost its size, the one thing that no stain, lamp or focus changes.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**options | {"dtype": "float32"})
+
+    def call(self, inside):
+        return ops.log(ops.sum(inside, axis=(1, 2)) + 1)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], 1)
+
+    def write_onnx(self, g, inside):
+        return g.node("Log", [g.node("Flatten", [g.node("Add", [_total_onnx(g, inside), g.constant(1.0)])])])
+
+
+@keras.saving.register_keras_serializable("blastoscope")
 class DarknessBands(layers.Layer):
     """(N, S, S, 3) -> (N, S, S, 3): shares of a place in the dark, the middling and the light part of its cell; none on black.
 

@@ -8,6 +8,7 @@ from model_zoo._backbones import INCEPTION_V3, RESNET50, VGG16
 from model_zoo._errors import WeightsError
 from model_zoo._pooling import (
     CellMask,
+    CellSize,
     CellStandardise,
     DarknessBands,
     MaskedCovariance,
@@ -94,7 +95,8 @@ def build_pooled(*, input_size: int, weights: str | None = None) -> keras.Model:
             moments.append(MaskedMoments(name=f"{label}_moments")([on_cell, shares, in_bands]))
             mixed = mix_maps(on_cell, name=f"{label}_mix")
             covariances.append(MaskedCovariance(name=f"{label}_covariance")([mixed, shares]))
-    model = read_pooled(cell, ("concatenate1", moments), ("covariances", covariances), name="allnet.pooled")
+    kinds = ("concatenate1", moments), ("covariances", covariances), ("size", [CellSize(name="log_size")(inside)])
+    model = read_pooled(cell, *kinds, name="allnet.pooled")
     for backbone in _BACKBONES.values():
         backbone.start(model, weights)
     return model
@@ -130,7 +132,8 @@ VARIANTS = {
         cam_layers=("vgg16_mid1_on_cell", "resnet50_mid1_on_cell", "inception_v3_mid1_on_cell"),
         source="ALLNet's three backbones up to its mid-depth activations (paper 003). Ours: concatenate1 joins moments of"
         " convolved maps, over the cell's dark, middling and light part, instead of maps, so that nothing has to be aligned;"
-        " covariances stand beside them; ResNet50 sees the cell's channels standardised within it; one logit on all of that.",
+        " covariances and the cell's size stand beside them; ResNet50 sees the cell's channels standardised within it; one"
+        " logit on all of that.",
         lessons={
             f"{name}_mid{depth}_conv": (stride, tuple(f"fine_{staining}_{block}" for block in taught))
             for name, (staining, taps) in _TAPS.items()

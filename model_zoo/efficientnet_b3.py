@@ -8,7 +8,8 @@ from model_zoo._architecture import Architecture, two_way
 from model_zoo._backbones import EFFICIENTNET_B3
 from model_zoo._pooling import (
     CellMask,
-    CellStandardise,
+    CellSize,
+    CellWhiten,
     DarknessBands,
     MaskedCovariance,
     MaskedMoments,
@@ -54,12 +55,11 @@ def build_pooled(*, input_size: int, weights: str | None = None) -> keras.Model:
 
 def build_turned(*, input_size: int, weights: str | None = None) -> keras.Model:
     cell = keras.Input((input_size, input_size, 3), name="cell")
-    views = [cell, CellStandardise(name="standard")(cell)]
+    views = [cell, CellWhiten(name="white")(cell)]
     backbone = EFFICIENTNET_B3.on(QuarterTurns(name="turns")(views))
-    inside, bands = (
-        QuarterTurns(name=f"{place.name}_turns")([place(cell)] * len(views))
-        for place in (CellMask(name="inside"), DarknessBands(name="bands"))
-    )
+    inside, bands = CellMask(name="inside")(cell), DarknessBands(name="bands")(cell)
+    size = CellSize(name="log_size")(inside)
+    inside, bands = (QuarterTurns(name=f"{x.name}_turns")([x] * len(views)) for x in (inside, bands))
     moments, covariances = [], []
     for tap, on_cell, shares in _on_cell(backbone, inside):
         parts = cell_shares(bands, on_cell, _TAPS[tap], f"{tap}_bands")
@@ -69,7 +69,7 @@ def build_turned(*, input_size: int, weights: str | None = None) -> keras.Model:
             mixed = mix_maps(on_cell, name=f"{tap}_mix")
             pooled = MaskedCovariance(name=f"{tap}_covariance_turned")([mixed, shares])
             covariances.append(TurnsMean(len(views), name=f"{tap}_covariance")(pooled))
-    kinds = ("moments", moments), ("covariances", covariances)
+    kinds = ("moments", moments), ("covariances", covariances), ("size", [size])
     model = read_pooled(cell, *kinds, name="efficientnet_b3.turned")
     _start(model, weights)
     return model
@@ -119,8 +119,8 @@ VARIANTS = {
         build=build_turned,
         input_size=96,
         cam_layers=_CAM_LAYERS,
-        source="As EfficientNetB3, pooled. Ours as well: it sees the cell as stained and with its channels standardised, each"
+        source="As EfficientNetB3, pooled. Ours as well: it sees the cell as stained and whitened within it, each"
         " turned by quarters and averaged; moments over the dark, the middling and the light part of the cell, and covariances"
-        " over the cell.",
+        " over the cell; the cell's size beside them.",
     ),
 }

@@ -7,6 +7,7 @@ from model_zoo._architecture import Architecture
 from model_zoo._backbones import MOBILENET_V2
 from model_zoo._pooling import (
     CellMask,
+    CellSize,
     CellStandardise,
     CellWhiten,
     DarknessBands,
@@ -51,7 +52,8 @@ def build(*, input_size: int, weights: str | None = None) -> keras.Model:
             for layer in branches[name].layers:
                 if not layer.name.startswith(("cell", "shrink", f"{name}_")):
                     layer.name = f"{name}_{layer.name}"
-    model = read_pooled(cell, ("moments", moments), ("covariances", covariances), name="mobilenet_v2_pyramid")
+    kinds = ("moments", moments), ("covariances", covariances), ("size", [CellSize(name="log_size")(places["inside"])])
+    model = read_pooled(cell, *kinds, name="mobilenet_v2_pyramid")
     if weights:
         for name in branches:
             MOBILENET_V2.start(model, weights, prefix=f"{name}_")
@@ -86,5 +88,5 @@ ARCHITECTURE = Architecture(
     source="Ours. Seven MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) up to block 13: the cell, its half and third, each"
     " as stained and with its channels standardised within the cell, the third whitened as well; half and third turned by"
     " quarters and averaged; of middle layers, moments over the dark, the middling and the light part of the cell, and"
-    " covariances over the cell.",
+    " covariances over the cell; the cell's size beside them.",
 )

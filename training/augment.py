@@ -23,6 +23,15 @@ def _compiled(function):
     return tf.function(function, jit_compile=True)
 
 
+def _take(x, indices):
+    """x[indices] along the first axis, indices from 0: on TensorFlow `ops.take` looks for negative ones first, pixel by pixel."""
+    if keras.backend.backend() != "tensorflow":
+        return ops.take(x, indices, axis=0)
+    import tensorflow as tf
+
+    return tf.gather(x, indices)
+
+
 class Placement(layers.Layer):
     """Mirror, turn and shift each cell by its own draw, in one bilinear resampling; what comes in is black.
 
@@ -82,7 +91,7 @@ def _resample(cells, matrix, shift):
     first = ops.reshape(ops.arange(n, dtype="int32") * side**2, (-1, 1, 1))
     first = first + (ops.cast(top, "int32") + 1) * side + ops.cast(left, "int32") + 1
     taps = ((0, (1 - low) * (1 - right)), (1, (1 - low) * right), (side, low * (1 - right)), (side + 1, low * right))
-    sampled = sum(ops.cast(ops.take(framed, first + step, axis=0), "float32") * share[..., None] for step, share in taps)
+    sampled = sum(ops.cast(_take(framed, first + step), "float32") * share[..., None] for step, share in taps)
     return ops.cast(sampled + 0.5, "uint8")
 
 
@@ -160,7 +169,7 @@ def _powers(exponent):
 def _look_up(cells, table):
     """table[i, cells[i]]: uint8 (n, S, S, 3) and (n, 256) -> uint8 (n, S, S, 3)."""
     first = ops.reshape(ops.arange(ops.shape(cells)[0], dtype="int32") * 256, (-1, 1, 1, 1))
-    return ops.take(ops.reshape(table, (-1,)), first + ops.cast(cells, "int32"))
+    return _take(ops.reshape(table, (-1,)), first + ops.cast(cells, "int32"))
 
 
 @_compiled

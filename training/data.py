@@ -42,6 +42,7 @@ class Cells:
         groups: str (n,), subjects that share a picture have one group.
         preliminary: bool (n,), cells of the official preliminary test set; None where there are none.
         digests: of each file's bytes, once `verify_cells` has read them.
+        darkness: optical density, mean of the three channels, of each cell's mean colour; as `digests`.
     """
 
     files: list[Path]
@@ -50,6 +51,7 @@ class Cells:
     groups: np.ndarray
     preliminary: np.ndarray | None = None
     digests: list[str] | None = None
+    darkness: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -64,6 +66,7 @@ class Cells:
             groups=self.groups[rows],
             preliminary=None if self.preliminary is None else self.preliminary[rows],
             digests=self.digests and [self.digests[row] for row in rows],
+            darkness=None if self.darkness is None else self.darkness[rows],
         )
 
     def count(self, where: np.ndarray | None = None) -> dict:
@@ -263,7 +266,7 @@ def verify_cells(
         DataError: a class without a readable image, or the cache cannot be written.
     """
     cells = replace(cells, digests=cells.digests or list(_in_threads(_digest, cells.files)))
-    found_file = Path(cache) / f"{cells.fingerprint[:16]}.json"
+    found_file = Path(cache) / f"{cells.fingerprint[:16]}.pictures.json"
     if not found_file.exists():
         found = []
         for entry in _in_threads(_inspect, cells.files):
@@ -271,11 +274,13 @@ def verify_cells(
             progress(len(found), len(cells))
         with _whole_file(found_file, "what was found in the pictures") as file:
             file.write(json.dumps(found).encode())
-    pixels, sizes, reasons = (np.array(column) for column in zip(*json.loads(found_file.read_text("utf-8")), strict=True))
+    columns = zip(*json.loads(found_file.read_text("utf-8")), strict=True)
+    pixels, sizes, reasons, darkness = (np.array(column) for column in columns)
     readable = pixels != ""
     lost = reasons[~readable].tolist()
     sentences = [f"{len(lost):,} of {len(cells):,} images could not be read and are left out:", *lost] if lost else []
-    cells, pixels, sizes = cells.choose(readable), pixels[readable], Counter(sizes[readable].tolist())
+    cells = replace(cells, darkness=darkness).choose(readable)
+    pixels, sizes = pixels[readable], Counter(sizes[readable].tolist())
     for value, label in CLASSES:
         if not (cells.y_true == value).any():
             raise DataError(f"No {label} image could be read{f'. First: {lost[0]}' if lost else '.'}")
@@ -339,6 +344,39 @@ def split_by_subject(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
+    _raise_if_too_few(cells, folds)
+    fold_of = np.empty(len(cells), "int64")
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(cells.y_true, cells.y_true, cells.groups)):
+        fold_of[held_out] = fold
+        if len(set(cells.y_true[held_out])) < 2:
+            raise DataError(f"Fold {fold} of {folds} got subjects of one class only. Use fewer folds or another seed.")
+    return fold_of
+
+
+def split_by_stain(cells: Cells, *, folds: int) -> np.ndarray:
+    """Fold number of every cell, int (n,): in fold 0 the subjects whose cells are stained darkest, in the last the lightest.
+
+    Each has as many groups of subjects, class by class. With two folds a network is tested on stains it was not trained on.
+
+    Args:
+        cells: as `verify_cells` returns them.
+    Raises:
+        DataError: a class has fewer subject groups than folds.
+    """
+    _raise_if_too_few(cells, folds)
+    names, index = np.unique(cells.groups, return_inverse=True)
+    count = np.bincount(index)
+    darkness, malignant = (np.bincount(index, weights=x) / count for x in (cells.darkness, cells.y_true))
+    fold_of = np.empty(len(names), "int64")
+    for of_class in (malignant >= 0.5, malignant < 0.5):
+        darkest_first = np.flatnonzero(of_class)[np.argsort(-darkness[of_class], kind="stable")]
+        for fold, groups in enumerate(np.array_split(darkest_first, folds)):
+            fold_of[groups] = fold
+    return fold_of[index]
+
+
+def _raise_if_too_few(cells: Cells, folds: int) -> None:
     for value, label in CLASSES:
         n = len(set(cells.groups[cells.y_true == value]))
         if n < folds:
@@ -348,13 +386,6 @@ def split_by_subject(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
             raise DataError(
                 f"{folds} folds need at least {folds} groups of {label} subjects. Received: {n}. {way_out}, or add subjects."
             )
-    fold_of = np.empty(len(cells), "int64")
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    for fold, (_, held_out) in enumerate(splitter.split(cells.y_true, cells.y_true, cells.groups)):
-        fold_of[held_out] = fold
-        if len(set(cells.y_true[held_out])) < 2:
-            raise DataError(f"Fold {fold} of {folds} got subjects of one class only. Use fewer folds or another seed.")
-    return fold_of
 
 
 def split_by_image(cells: Cells, *, shares: Sequence[float], seed: int) -> np.ndarray:
@@ -475,14 +506,17 @@ def _digest(file: Path) -> str:
         return ""
 
 
-def _inspect(file: Path) -> tuple[str, str, str]:
-    """BLAKE2 of the pixels ("" if there are none), size, and why they cannot be read."""
+def _inspect(file: Path) -> tuple[str, str, str, float]:
+    """BLAKE2 of the pixels ("" if there are none), size, why they cannot be read, and darkness."""
     try:
         image = _decode(file)
     except InputError as error:
-        return "", "", str(error)
+        return "", "", str(error), 0.0
     size = "{1} × {0}".format(*image.shape)
-    return hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).hexdigest(), size, ""
+    cell = image[image.max(axis=-1) > 0]
+    colour = cell.mean(axis=0) if len(cell) else np.zeros(3)
+    darkness = float(-np.log10((colour + 1) / 256).mean())
+    return hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).hexdigest(), size, "", round(darkness, 5)
 
 
 def _in_threads(function: Callable, items: Sequence) -> Iterator:

@@ -103,6 +103,22 @@ def test_bands_part_the_cell_by_its_own_darkness():
     assert np.isfinite(keras.ops.convert_to_numpy(DarknessBands()(np.concatenate([alike, 0 * alike])))).all()
 
 
+def test_size_is_what_the_cell_covers_whatever_its_stain_and_place():
+    from model_zoo._pooling import CellMask, CellSize
+
+    cells = np.zeros((3, 32, 32, 3), "float32")  # the last: no cell at all
+    cells[0, 2:10, 3:13], cells[1, 20:28, 12:22] = 200, 3
+    size = keras.ops.convert_to_numpy(CellSize()(CellMask()(cells)))
+    np.testing.assert_allclose(size[:, 0], np.log([81, 81, 1]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_pyramid", "efficientnet_b3.turned", "allnet.pooled"])
+def test_pooled_networks_read_size_as_a_kind_of_its_own(name):
+    embedding = drawn(model_zoo.find_architecture(name).build, 96).get_layer("embedding")
+    kinds = embedding.input._keras_history.operation.input
+    assert [kind.shape[-1] for kind in kinds][2:] == [1]
+
+
 def test_whitening_takes_away_the_stain_and_leaves_black_black():
     from model_zoo._pooling import CellWhiten
 

@@ -2,6 +2,7 @@ import os
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from training.data import (
     index_cells,
     pack_cells,
     split_by_image,
+    split_by_stain,
     split_by_subject,
     split_official,
     verify_cells,
@@ -168,9 +170,37 @@ def test_split_never_divides_a_group_and_every_fold_holds_both_classes(counts_al
     assert (fold_of == split_by_subject(cells, folds=folds, seed=seed)).all()
 
 
-def test_too_few_subjects_are_told():
+@given(sizes, sizes, st.integers(2, 5), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_folds_by_stain_go_from_the_darkest_subjects_to_the_lightest(counts_all, counts_hem, folds, seed):
+    cells = made_up(counts_all, counts_hem)
+    cells = replace(cells, darkness=np.random.default_rng(seed).random(len(cells)))
+    try:
+        fold_of = split_by_stain(cells, folds=folds)
+    except DataError as error:
+        assert "at least" in str(error)
+        return
+    for value in (0, 1):
+        of_group = {g: cells.groups == g for g in set(cells.groups[cells.y_true == value])}
+        darkest_first = sorted(of_group.values(), key=lambda where: -cells.darkness[where].mean())
+        assert all(len(set(fold_of[where])) == 1 for where in darkest_first)
+        found = [fold_of[where][0] for where in darkest_first]
+        assert found == sorted(found) and set(found) == set(range(folds))
+
+
+def test_darkness_is_of_the_cell_alone(tmp_path, encode):
+    for i, (label, colour) in enumerate((("all", 63), ("hem", 127))):
+        picture = np.zeros((60, 60, 3), "uint8")
+        picture[10 : 20 + 10 * i, 10:30] = colour
+        lay(tmp_path, {"png": encode(picture, "PNG")}, f"{label}/UID_{'H' * i}1_1_1_{label}.png")
+    cells, _ = verify_cells(index_cells(tmp_path), cache=tmp_path / "cache")
+    np.testing.assert_allclose(cells.darkness, [np.log10(4), np.log10(2)], atol=1e-4)
+
+
+@pytest.mark.parametrize("split", [partial(split_by_subject, seed=0), split_by_stain])
+def test_too_few_subjects_are_told(split):
     with pytest.raises(DataError, match=r"5 folds need at least 5 groups of HEM.*Received: 4"):
-        split_by_subject(made_up([3] * 9, [30] * 4), folds=5, seed=0)
+        split(made_up([3] * 9, [30] * 4), folds=5)
 
 
 def test_split_of_the_real_cells(data_root):

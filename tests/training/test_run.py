@@ -13,7 +13,7 @@ from inference.engine import Engine
 from inference.sources import open_paths
 from model_zoo import Card, find_checkpoint, load_checkpoint
 from training.__main__ import main
-from training.data import index_cells, split_by_subject
+from training.data import index_cells, split_by_subject, verify_cells
 from training.fit import Draws
 from training.metrics import bootstrap_metrics
 from training.recipe import read_recipe
@@ -99,6 +99,21 @@ def test_a_regression_has_its_own_operating_point(data, write_recipe_file, tmp_p
     assert {row["threshold"] for row in rows} == {"0.5"} and card.temperature != 1
     right = [(float(row["logit"]) >= 0) == (row["y_true"] == "1") for row in rows]
     assert card.metrics["accuracy"][0] == pytest.approx(np.mean(right), abs=1e-4)
+
+
+def test_folds_by_stain_test_on_stains_that_were_not_trained_on(data, write_recipe_file, tmp_path):
+    lines = ["probe = 0.01", "epochs = 0", "test_folds = []", "folds = 2", 'folds_by = "stain"', "validation = false"]
+    assert main([str(write_recipe_file(*lines)), "--data", str(data)]) == 0
+    cells, _ = verify_cells(index_cells(data), cache=tmp_path / "cache")
+    darkness = {s: cells.darkness[cells.subjects == s].mean() for s in cells.subjects}
+    tested = {row["subject"]: row["fold"] for row in table(tmp_path / "runs" / "r", "predictions.csv")}
+    assert set(tested) == set(darkness)
+    for hem in (False, True):
+        dark, light = (
+            [darkness[s] for s, fold in tested.items() if fold == k and ("H" in s) == hem] for k in ("fold_0", "fold_1")
+        )
+        assert len(dark) == len(light) == 5 and min(dark) >= max(light)
+    assert "Folds are by stain" in Card.read(tmp_path / "runs" / "r" / "card.json").split["sentence"]
 
 
 def test_what_was_trained_in_mixed_precision_is_measured_as_it_is_served(data, write_recipe_file, tmp_path):
