@@ -24,7 +24,7 @@ def _compiled(function):
 
 
 def _take(x, indices):
-    """x[indices] along the first axis, indices from 0: on TensorFlow `ops.take` looks for negative ones first, pixel by pixel."""
+    """x[indices] along the first axis, from 0: TensorFlow's `ops.take` looks for negative indices first, pixel by pixel."""
     if keras.backend.backend() != "tensorflow":
         return ops.take(x, indices, axis=0)
     import tensorflow as tf
