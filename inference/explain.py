@@ -62,6 +62,28 @@ def grad_cam(model, layer: str) -> Callable[..., np.ndarray]:
     return cam
 
 
+def size_share(model) -> Callable[[np.ndarray], np.ndarray]:
+    """`cells (N, S, S, 3) -> (N,)`: what a cell's size adds to the logit, beside a cell of the training cells' mean log size.
+
+    Exact: one logit on normalised features is a sum over them. 0 for a network that does not read size as a feature of its own.
+    """
+    import keras
+
+    if "log_size" not in {layer.name for layer in model.layers}:
+        return lambda cells: np.zeros(len(cells), "float32")
+    kinds = model.get_layer("features").input
+    column = sum(kind.shape[-1] for kind in kinds[: [kind._keras_history.operation.name for kind in kinds].index("size")])
+    embedding, (kernel, _) = model.get_layer("embedding"), model.get_layer("logit").get_weights()
+    mean, variance = (keras.ops.convert_to_numpy(v)[column] for v in (embedding.moving_mean, embedding.moving_variance))
+    log_size = keras.Model(model.inputs, model.get_layer("log_size").output)
+
+    def share(cells: np.ndarray) -> np.ndarray:
+        found = keras.ops.convert_to_numpy(log_size(cells.astype("float32")))[:, 0]
+        return (found - mean) / np.sqrt(variance + embedding.epsilon) * kernel[column, 0]
+
+    return share
+
+
 class Explainer:
     """A checkpoint's Grad-CAM at its first cam layer; an ensemble's is the mean of its members'. One thread at a time.
 
@@ -80,7 +102,9 @@ class Explainer:
         cards = [network.card for network in checkpoint.networks]
         self.layers = [model_zoo.find_architecture(card.architecture).cam_layers[0] for card in cards]
         self._sizes = [card.framing.size for card in cards]
-        self._cams = [grad_cam(net.keras_model(), layer) for net, layer in zip(checkpoint.networks, self.layers, strict=True)]
+        models = [network.keras_model() for network in checkpoint.networks]
+        self._cams = [grad_cam(model, layer) for model, layer in zip(models, self.layers, strict=True)]
+        self._shares, self._temperature = [size_share(model) for model in models], checkpoint.card.temperature
         self._lock = threading.Lock()
         size = checkpoint.card.framing.size
         self.cam(np.zeros((1, size, size, 3), "uint8"))  # trace now, not when the first cell waits
@@ -90,6 +114,12 @@ class Explainer:
         with self._lock:
             maps = [cam(resize_cells(cells, size), label) for cam, size in zip(self._cams, self._sizes, strict=True)]
         return maps[0] if len(maps) == 1 else average_cams(maps)
+
+    def size_share(self, cells: np.ndarray) -> np.ndarray:
+        """What size adds to the log-odds of ALL: uint8 (N, S, S, 3) -> (N,); an ensemble's mean. No map shows it."""
+        with self._lock:
+            found = [share(resize_cells(cells, size)) for share, size in zip(self._shares, self._sizes, strict=True)]
+        return np.mean(found, axis=0) / self._temperature
 
 
 def average_cams(maps: list[np.ndarray]) -> np.ndarray:
@@ -137,3 +167,14 @@ def describe_cam(cam: np.ndarray, mask: np.ndarray, label: str) -> str:
     if share >= 0.7:
         return f"{share:.0%} of the map lies on the cell."
     return f"Only {share:.0%} of the map lies on the cell; the rest is background, so read it with caution."
+
+
+def describe_size(share: float, p_all: float) -> str:
+    """One sentence on what size adds; "" where it adds nothing. share: of the log-odds of `p_all`."""
+    if share == 0:
+        return ""
+    odds = p_all / max(1 - p_all, 1e-6) * np.exp(-share)
+    return (
+        f"The cell's size, which no map shows, speaks for {'ALL' if share > 0 else 'HEM'}: of average size, P(ALL) would be "
+        f"{odds / (1 + odds):.2f} instead of {p_all:.2f}."
+    )

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from inference.explain import colorize, describe_cam, overlay_cam
+from inference.explain import colorize, describe_cam, describe_size, overlay_cam
 from inference.gate import cell_mask
 from inference.images import crop_cell, frame_cell, resize_cells
 from ui import components, resources, state
@@ -37,7 +37,8 @@ with words:
     with st.spinner("Preparing the explanation; the first one in this session takes about ten seconds"):
         explainer = resources.explainer(card.name)
         cam = explainer.cam(fed[None], label)[0]
-    st.markdown(describe_cam(cam, cell_mask(seen), label))
+        share = float(explainer.size_share(fed[None])[0])
+    st.markdown(" ".join([describe_cam(cam, cell_mask(seen), label), describe_size(share, cell.p_all)]))
     st.image(components.colour_bar(colorize), width=260, alt="colour scale, black over red to yellow")
     st.caption("left: no influence · right: the largest within this cell")
     st.caption(

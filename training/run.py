@@ -403,8 +403,8 @@ class Run:
             rotations=recipe.rotations,
             subjects=subject_rows(y_true, subjects, p_all >= threshold),
             limits=[
-                "One laboratory's stain and microscope; other laboratories were not tested. Within C-NMC, networks trained on the"
-                " darker-stained half of the subjects read the lighter half markedly worse, and the other way round.",
+                "One laboratory's stain and microscope; other laboratories were not tested. Within C-NMC, networks trained on"
+                " the darker-stained half of the subjects read the lighter half markedly worse, and the other way round.",
                 "Only single, segmented cells on black at C-NMC's magnification.",
                 "Told apart: ALL blasts and healthy B-lymphoid precursors. Any other cell type is misread.",
                 "Each subject is all ALL or all HEM, so the share of blasts in a mixed sample could not be validated.",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from inference.explain import Explainer, colorize, describe_cam, grad_cam, overlay_cam
+from inference.explain import Explainer, colorize, describe_cam, describe_size, grad_cam, overlay_cam, size_share
 from inference.images import frame_cell
 from model_zoo import load_checkpoint
 
@@ -65,6 +65,35 @@ def test_explainer_reads_the_architecture_s_layer(tiny_checkpoint, cells):
     explainer = Explainer(load_checkpoint(tiny_checkpoint))
     assert explainer.layers[0] == "out_relu"
     np.testing.assert_allclose(explainer.cam(cells[:1])[0], explainer.cam(cells)[0], rtol=1e-4, atol=1e-7)
+
+
+def test_the_share_of_size_is_what_the_logit_has_of_it(model, cells):
+    import keras
+
+    from inference.images import resize_cells
+    from model_zoo import find_architecture
+
+    keras.utils.set_random_seed(0)
+    network, small = find_architecture("efficientnet_b3.turned").build(input_size=64), resize_cells(cells, 64)
+    embedding, last = network.get_layer("embedding"), network.get_layer("logit")
+    embedding.moving_mean.assign(np.full(embedding.moving_mean.shape, 6.5))
+    kernel = np.random.default_rng(0).normal(size=last.kernel.shape)
+    last.set_weights([kernel, np.ones(1)])
+    share = size_share(network)(small)
+    logit_of = keras.Model(network.inputs, last.output)
+    whole = logit_of.predict(small.astype("float32"), verbose=0)[:, 0]
+    kernel[-1] = 0
+    last.set_weights([kernel, np.ones(1)])
+    np.testing.assert_allclose(share, whole - logit_of.predict(small.astype("float32"), verbose=0)[:, 0], rtol=1e-3)
+    assert share.std() > 0  # three sizes
+    assert not size_share(model)(cells).any()  # a network that does not read it
+
+
+def test_the_sentence_on_size_tells_what_an_average_cell_would_read():
+    told = describe_size(float(np.log(4)), 0.8)  # odds of 4, all of them of size
+    assert "speaks for ALL" in told and "would be 0.50 instead of 0.80" in told
+    assert "speaks for HEM" in describe_size(-1.0, 0.2) and describe_size(0.0, 0.8) == ""
+    assert "instead of 1.00" in describe_size(1.0, 1.0)
 
 
 def test_overlay_ends_are_the_cell_and_the_map(draw_cell):
