@@ -59,7 +59,7 @@ def build_turned(*, input_size: int, weights: str | None = None) -> keras.Model:
     backbone = EFFICIENTNET_B3.on(QuarterTurns(name="turns")(views))
     inside, bands = CellMask(name="inside")(cell), DarknessBands(name="bands")(cell)
     size = CellSize(name="log_size")(inside)
-    inside, bands = (QuarterTurns(name=f"{x.name}_turns")([x] * len(views)) for x in (inside, bands))
+    inside, bands = (QuarterTurns(name=f"{name}_turns")([x] * len(views)) for name, x in (("inside", inside), ("bands", bands)))
     moments, covariances = [], []
     for tap, on_cell, shares in _on_cell(backbone, inside):
         parts = cell_shares(bands, on_cell, _TAPS[tap], f"{tap}_bands")
