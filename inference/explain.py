@@ -174,7 +174,9 @@ def describe_size(share: float, p_all: float) -> str:
     if share == 0:
         return ""
     odds = p_all / max(1 - p_all, 1e-6) * np.exp(-share)
-    return (
-        f"The cell's size, which no map shows, speaks for {'ALL' if share > 0 else 'HEM'}: of average size, P(ALL) would be "
-        f"{odds / (1 + odds):.2f} instead of {p_all:.2f}."
-    )
+    told, without = f"{p_all:.2f}", f"{odds / (1 + odds):.2f}"
+    if told == without:
+        return "The cell's size, which no map shows, hardly changes P(ALL)."
+    speaks_for = "ALL" if share > 0 else "HEM"
+    size = f"The cell's size, which no map shows, speaks for {speaks_for}"
+    return f"{size}: of average size, P(ALL) would be {without} instead of {told}."

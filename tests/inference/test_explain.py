@@ -93,7 +93,7 @@ def test_the_sentence_on_size_tells_what_an_average_cell_would_read():
     told = describe_size(float(np.log(4)), 0.8)  # odds of 4, all of them of size
     assert "speaks for ALL" in told and "would be 0.50 instead of 0.80" in told
     assert "speaks for HEM" in describe_size(-1.0, 0.2) and describe_size(0.0, 0.8) == ""
-    assert "instead of 1.00" in describe_size(1.0, 1.0)
+    assert "hardly changes" in describe_size(1.0, 1.0) and "hardly changes" in describe_size(-0.01, 0.9)
 
 
 def test_overlay_ends_are_the_cell_and_the_map(draw_cell):
