@@ -91,7 +91,8 @@ def test_predictions_give_the_cards_figures(name):
     assert found.keys() == card.metrics.keys()
     for figure, values in card.metrics.items():
         np.testing.assert_allclose(found[figure], values, atol=max(one_cell, 2e-3), err_msg=figure)
-        assert values[1] <= values[0] <= values[2], figure
+        if figure != "ece":  # resampling adds to it: a well calibrated network's may lie below its interval
+            assert values[1] <= values[0] <= values[2], figure
     assert {s: n for s, _, n, _ in card.subjects} == dict(zip(*np.unique(subjects, return_counts=True), strict=True))
     assert sum(called for *_, called in card.subjects) == pytest.approx((p_all >= table["threshold"]).sum(), abs=1)
     test = card.data["test"]
