@@ -59,7 +59,8 @@ def build_turned(*, input_size: int, weights: str | None = None) -> keras.Model:
     backbone = EFFICIENTNET_B3.on(QuarterTurns(name="turns")(views))
     inside, bands = CellMask(name="inside")(cell), DarknessBands(name="bands")(cell)
     size = CellSize(name="log_size")(inside)
-    inside, bands = (QuarterTurns(name=f"{name}_turns")([x] * len(views)) for name, x in (("inside", inside), ("bands", bands)))
+    inside = QuarterTurns(name="inside_turns")([inside] * len(views))
+    bands = QuarterTurns(name="bands_turns")([bands] * len(views))
     moments, covariances = [], []
     for tap, on_cell, shares in _on_cell(backbone, inside):
         parts = cell_shares(bands, on_cell, _TAPS[tap], f"{tap}_bands")

@@ -429,7 +429,7 @@ def divide(cells: Cells, recipe: Recipe) -> list[Part]:
     if recipe.protocol == "official":
         sides = split_official(cells)
         training = np.flatnonzero(sides == TRAINING)
-        fold_of = _folds(cells.choose(training), recipe)
+        fold_of = split_by_subject(cells.choose(training), folds=recipe.folds, seed=recipe.seed)
         held = training[(fold_of == 0) & recipe.validation]
         rest = np.setdiff1d(training, held)
         return [Part(name="official", training=rest, validation=held, test=np.flatnonzero(sides == TEST))]
