@@ -6,7 +6,7 @@ from inference.images import frame_cell
 from inference.layers import tile_maps
 from ui import components, figures, resources, state
 
-MAPS, COLUMNS = 64, 8
+MAPS = 64
 
 choose, network = st.columns([3, 2], gap="large")
 with network:
@@ -43,11 +43,11 @@ with sheet:
         page = st.slider(f"Maps, {MAPS} at a time", 1, last + 1, 1, key=f"maps {name}")
         first = (page - 1) * MAPS
     shown = maps[:, :, first : first + MAPS]
-    columns = min(COLUMNS, shown.shape[2])
+    columns = min(8, max(3, shown.shape[2]))
     st.image(
         tile_maps(shown, columns=columns, scale=max(1, 880 // (columns * height)), gap=2),
         caption=f"Maps {first + 1}–{first + shown.shape[2]} of {channels}, each standardised × 64 + 128.",
-        width="stretch" if columns == COLUMNS else 220 * columns,
+        width="stretch",
     )
     with st.expander("Enlarge one map"):
         number = st.number_input("Map", 1, channels, first + 1, key=f"map {name}")
