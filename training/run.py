@@ -544,8 +544,10 @@ def _mask(cells: Cells, rows) -> np.ndarray:
 
 def _best_epoch(folder: Path, name: str, recipe: Recipe) -> int:
     rows = [row for row in _read_rows(folder / "history.csv") if row["fold"] == name]
-    if not recipe.validation or not rows:
+    if not rows:
         return recipe.epochs
+    if not recipe.validation:
+        return int(rows[-1]["epoch"])  # fewer than the recipe's where it was told to finish
     best = (min if recipe.watch == "loss" else max)(rows, key=lambda row: float(row[f"validation_{recipe.watch}"]))
     return int(best["epoch"])
 

@@ -166,6 +166,17 @@ def test_told_to_finish_keeps_the_best_so_far_and_the_next_fold_trains_in_full(d
     assert len(card.subjects) == len({r["subject"] for r in rows(out, "predictions.csv")})  # both folds are measured
 
 
+def test_where_the_last_epoch_counts_the_card_names_the_one_it_finished_with(data, write_recipe_file, tmp_path):
+    recipe, out = write_recipe_file("epochs = 4", "validation = false"), tmp_path / "run"
+
+    def finish_after_epoch_2(line):
+        if "epoch 2 of" in line:
+            (out / "finish").touch()
+
+    card = train(recipe, data, out, log=finish_after_epoch_2)
+    assert (card.training["epochs"], card.training["best_epoch"]) == (4, 2)
+
+
 class Report:
     """What `fit` tells."""
 
