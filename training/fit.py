@@ -486,7 +486,9 @@ class _Watch(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         """Not `..._end`: for that, Keras waits until a GPU has done the batch, and the GPU then for the next one."""
-        if batch:
+        if batch == 1:
+            self.first = time.time()  # the first step of all also compiles, for minutes: no measure of those to come
+        if batch > 1:
             self._tell(batch)
         if self.report.stopping():
             self.bar.close()
@@ -494,7 +496,8 @@ class _Watch(keras.callbacks.Callback):
 
     def _tell(self, done: int) -> None:
         self.bar.update(done - self.bar.n)
-        spent = (time.time() - self.began) / done
+        since, steps = (self.first, done - 1) if done > 1 else (self.began, 1)
+        spent = (time.time() - since) / steps
         left = (self.recipe.epochs - self.epoch) * len(self.draws) - done
         self.report.progress(
             fold=self.part.name,

@@ -199,6 +199,11 @@ class Run:
             _write_json(self.folder / "progress.json", self._progress)
             self._written = time.time()
 
+    def _preparing(self, done: int, parts: list[Part]) -> None:
+        """Nothing is known yet of the network that follows the `done` ones."""
+        self._progress = {}
+        self.progress(folds_done=done, folds_total=len(parts) + self.recipe.refit)
+
     def history(self, row: dict) -> None:
         append_rows(self.folder / "history.csv", [row])
 
@@ -225,10 +230,11 @@ class Run:
             self._teach(packed, cells, parts)
         results = []
         for done, part in enumerate(parts):
-            self.progress(folds_done=done, folds_total=len(parts) + self.recipe.refit)
+            self._preparing(done, parts)
             results.append(self._one(packed, cells, part))
         served = results[0] if len(parts) == 1 else None
         if self.recipe.refit:
+            self._preparing(len(parts), parts)
             served = self._refit(packed, cells, parts, results)
         return self._finish(cells, parts, results, served)
 

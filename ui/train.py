@@ -382,7 +382,7 @@ def _progress(run: Run) -> tuple[float, str]:
         return 0.0, "Reading the cells"
     if "batch" not in p:
         done, of = p.get("folds_done", 0), p.get("folds_total", 1)
-        return done / of, f"Preparing network {done + 1} of {of}; the first step takes longest"
+        return done / of, f"Preparing network {done + 1} of {of}; the first step takes longest, on a GPU up to minutes"
     steps = p["epochs"] * p["batches"]
     done, left = (p["epoch"] - 1) * p["batches"] + p["batch"], p["seconds_left"]
     left += (p["folds_total"] - p["folds_done"] - 1) * steps * p["seconds_per_batch"]

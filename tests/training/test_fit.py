@@ -17,7 +17,7 @@ from training.data import Cells, index_cells, pack_cells
 from training.errors import OutOfMemory, Stopped
 from training.fit import Draws, Part, _freeze, _optimizer, _standardise, _StopOnly, _Watch, fit, predict_logit
 from training.recipe import Recipe, read_recipe
-from training.run import train
+from training.run import Run, train
 
 PLAIN = {"title": "", "summary": "", "crop": 1, "input_size": 1, "epochs": 1, "learning_rate": 1.0, "architecture": "allnet"}
 quiet = lambda line: None  # noqa: E731
@@ -177,6 +177,19 @@ def test_where_the_last_epoch_counts_the_card_names_the_one_it_finished_with(dat
     assert (card.training["epochs"], card.training["best_epoch"]) == (4, 2)
 
 
+def test_progress_never_names_the_fold_before(data, write_recipe_file, tmp_path, monkeypatch):
+    told, tell = [], Run.progress
+
+    def listen(run, **values):
+        tell(run, **values)
+        told.append(dict(run._progress))
+
+    monkeypatch.setattr(Run, "progress", listen)
+    train(write_recipe_file("epochs = 1", "test_folds = [0, 1]", "refit = true"), data, tmp_path / "run", log=quiet)
+    begun = [(values["folds_done"], values["folds_total"]) for values in told if "fold" not in values]
+    assert begun == [(0, 3), (1, 3), (2, 3)]
+
+
 class Report:
     """What `fit` tells."""
 
@@ -221,6 +234,23 @@ def ready(data, tmp_path, write_recipe_file):
         return find_architecture(recipe.architecture).build(input_size=recipe.input_size), recipe, packed, cells, part
 
     return make
+
+
+def test_the_time_left_is_reckoned_without_the_first_step_which_compiles(monkeypatch):
+    """Three epochs of four steps: the first step takes 150 s, the others 1 s."""
+    clock, told = [0.0], []
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    report, recipe = Report(), Recipe(**(PLAIN | {"epochs": 3}), batch_size=1)
+    report.progress = lambda **values: told.append((values["batch"], values["seconds_left"]))
+    part = Part(name="fold_0", training=np.zeros(1), validation=np.zeros(0), test=np.zeros(0))
+    cells = cells_of(np.array(["1", "H1"] * 2))
+    draws = Draws(recipe, np.zeros(4), cells, np.arange(4))
+    watch = _Watch(None, None, recipe, cells, part, None, report, draws)
+    watch.on_epoch_begin(0)
+    for batch, seconds in enumerate((150, 1, 1, 1)):
+        watch.on_train_batch_begin(batch)
+        clock[0] += seconds
+    assert told == [(2, 10), (3, 9)]
 
 
 def test_early_stopping_keeps_the_best_epoch(ready, tmp_path):
