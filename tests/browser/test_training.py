@@ -77,8 +77,9 @@ def test_train_reload_stop_resume_promote_read_and_take_back(browser, address, f
     _choose(page, "Recipe", re.compile("2X2C1D.*split by subject"))
     expect(name).to_have_value(re.compile("^vanilla_2x2c1d.*by_subject"))
     _set(page, "Input (pixels)", 32)
-    _set(page, "Cells per epoch", 160)
+    _set(page, "Cells per epoch", 640)
     _set(page, "Epochs", 60)
+    _set(page, "Patience (epochs)", 0)  # else it may stop early before the page is read again
     _choose(page, "Held out to measure", re.compile("fold 0 alone"))
     name.fill("Night run")
     name.press("Enter")
