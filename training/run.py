@@ -199,11 +199,6 @@ class Run:
             _write_json(self.folder / "progress.json", self._progress)
             self._written = time.time()
 
-    def _preparing(self, done: int, parts: list[Part]) -> None:
-        """Nothing is known yet of the network that follows the `done` ones."""
-        self._progress = {}
-        self.progress(folds_done=done, folds_total=len(parts) + self.recipe.refit)
-
     def history(self, row: dict) -> None:
         append_rows(self.folder / "history.csv", [row])
 
@@ -237,6 +232,11 @@ class Run:
             self._preparing(len(parts), parts)
             served = self._refit(packed, cells, parts, results)
         return self._finish(cells, parts, results, served)
+
+    def _preparing(self, done: int, parts: list[Part]) -> None:
+        """Nothing is known yet of the network that follows the `done` ones."""
+        self._progress = {}
+        self.progress(folds_done=done, folds_total=len(parts) + self.recipe.refit)
 
     def _teach(self, packed, cells: Cells, parts: list[Part]) -> None:
         """Lessons without labels, once, or what an earlier try of them left; every part then starts from `self._taught`."""
