@@ -217,6 +217,7 @@ class Run:
     def _train(self, cells: Cells, parts: list[Part]) -> Card:
         for sentence in self.findings:
             self.log(sentence)
+        self._preparing(0, parts)
         packed, _ = pack_cells(cells, self.recipe.framing, cache=_cache(), progress=_every(500, "packed", self.log))
         for side in ("training", "validation", "test"):
             chosen = np.isin(np.arange(len(cells)), getattr(parts[0], side))
@@ -246,6 +247,7 @@ class Run:
             rows, none = shown_unlabelled(cells, parts, self.recipe), np.zeros(0, int)
             recipe = replace(self.recipe, epochs=self.recipe.teach_epochs, probe=0.0, head_epochs=0, patience=0)
             self.log(f"lessons without labels on {len(rows):,} cells")
+            self.progress(folds_total=1)  # no fold comes before or after them until they are over
             self._fit(packed, cells, Part(name="taught", training=rows, validation=none, test=none), recipe, folder)
             os.replace(folder / "best.npz", folder / "weights.npz")
             self._leave(folder)
