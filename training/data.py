@@ -336,8 +336,18 @@ def _describe_copies(cells: Cells, groups: np.ndarray, copies: list[list[int]]) 
     return sentences
 
 
+def split_into_folds(cells: Cells, *, folds: int, seed: int, by: str) -> np.ndarray:
+    """What a recipe's `folds_by` names: "cells" is `split_by_subject`, "chance" `split_by_chance`, "stain" `split_by_stain`."""
+    if by == "stain":
+        return split_by_stain(cells, folds=folds)
+    return (split_by_chance if by == "chance" else split_by_subject)(cells, folds=folds, seed=seed)
+
+
 def split_by_subject(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
-    """Fold number of every cell, int (n,). No group of subjects lies in two folds; classes are balanced over folds.
+    """Fold number of every cell, int (n,). No group of subjects lies in two folds; folds are as alike in cells as may be.
+
+    Groups with many cells are laid out first and find their place whatever the seed: it moves few. For another division use
+    `split_by_chance`.
 
     Raises:
         DataError: a class has fewer subject groups than folds, or a fold would hold one class only.
@@ -354,6 +364,18 @@ def split_by_subject(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
     return fold_of
 
 
+def split_by_chance(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
+    """Fold number of every cell, int (n,): groups of subjects are drawn, as many of a class for each fold.
+
+    Args:
+        seed: of the draw; another seed is another division.
+    Raises:
+        DataError: a class has fewer subject groups than folds.
+    """
+    names, index = np.unique(cells.groups, return_inverse=True)
+    return _deal(cells, folds, np.random.default_rng(seed).random(len(names))[index])
+
+
 def split_by_stain(cells: Cells, *, folds: int) -> np.ndarray:
     """Fold number of every cell, int (n,): in fold 0 the subjects whose cells are stained darkest, in the last the lightest.
 
@@ -364,14 +386,19 @@ def split_by_stain(cells: Cells, *, folds: int) -> np.ndarray:
     Raises:
         DataError: a class has fewer subject groups than folds.
     """
+    return _deal(cells, folds, cells.darkness)
+
+
+def _deal(cells: Cells, folds: int, key: np.ndarray) -> np.ndarray:
+    """Lay the groups of each class, from the highest mean of their cells' `key` to the lowest, into equally many a fold."""
     _raise_if_too_few(cells, folds)
     names, index = np.unique(cells.groups, return_inverse=True)
     count = np.bincount(index)
-    darkness, malignant = (np.bincount(index, weights=x) / count for x in (cells.darkness, cells.y_true))
+    mean, malignant = (np.bincount(index, weights=x) / count for x in (key, cells.y_true))
     fold_of = np.empty(len(names), "int64")
     for of_class in (malignant >= 0.5, malignant < 0.5):
-        darkest_first = np.flatnonzero(of_class)[np.argsort(-darkness[of_class], kind="stable")]
-        for fold, groups in enumerate(np.array_split(darkest_first, folds)):
+        highest_first = np.flatnonzero(of_class)[np.argsort(-mean[of_class], kind="stable")]
+        for fold, groups in enumerate(np.array_split(highest_first, folds)):
             fold_of[groups] = fold
     return fold_of[index]
 

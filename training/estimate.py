@@ -10,6 +10,7 @@ import io
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -54,7 +55,7 @@ def _look(recipe: Recipe, data: Path, picture: Path, *, tiny: bool, measure: boo
 
     run = Run(picture.parent, recipe, data, print)  # finds the files that the recipe starts from
     cells = _thinned(index_cells(run.data)) if tiny else index_cells(run.data)
-    parts = divide(cells, recipe)
+    parts = divide(cells, replace(recipe, folds_by="cells"))  # as much work; darkness is not known before cells are verified
     rows = parts[0].training
     rows = np.concatenate([of[np.linspace(0, len(of) - 1, min(16, len(of))).astype(int)] for of in _by_class(cells, rows)])
     few = cells.choose(rows)

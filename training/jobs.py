@@ -29,7 +29,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from model_zoo import Card, runs_folder
-from training.data import Cells, split_by_subject, split_official
+from training.data import Cells, split_into_folds, split_official
 from training.devices import virtual_devices
 from training.errors import DataError, RecipeError, RunError, Stopped
 from training.recipe import Recipe, write_recipe
@@ -534,13 +534,17 @@ def describe_split(recipe: Recipe, cells: Cells) -> str:
     if recipe.protocol == "official":
         split_official(cells)
         return "Official split: the training folds train, the preliminary test set is measured; no subject is in both."
-    fold_of = split_by_subject(cells, folds=recipe.folds, seed=recipe.seed)
     held = recipe.test_folds or range(recipe.folds)
-    subjects = len(set(cells.subjects[np.isin(fold_of, list(held))]))
     how = "each is held out in turn" if len(held) == recipe.folds > 1 else f"fold {', '.join(map(str, held))} is held out"
+    drawn = {"cells": "", "chance": " drawn by chance", "stain": " from the darkest stained to the lightest"}[recipe.folds_by]
+    unmeasured = recipe.folds_by == "stain" and cells.darkness is None  # a run measures it; as many subjects lie in each fold
+    by = "chance" if unmeasured else recipe.folds_by
+    fold_of = split_into_folds(cells, folds=recipe.folds, seed=recipe.seed, by=by)
+    subjects = len(set(cells.subjects[np.isin(fold_of, list(held))]))
     if recipe.protocol == "by_subject" and recipe.refit:
         how += "; one more network then trains on all subjects, and is the one to read cells with"
-    return f"Split by subject into {recipe.folds} folds; {how}. Figures will be of {subjects} subjects the network never saw."
+    figures = f"Figures will be of {subjects} subjects the network never saw."
+    return f"Split by subject into {recipe.folds} folds{drawn}; {how}. {figures}"
 
 
 # --- data folders that the app may read ---

@@ -23,7 +23,7 @@ CHOICES = {
     "watch": ("auroc", "accuracy", "weighted_f1", "loss"),
     "precision": ("auto", "float32", "mixed_float16", "mixed_bfloat16"),
     "rotations": (1, 8),
-    "folds_by": ("chance", "stain"),
+    "folds_by": ("cells", "chance", "stain"),
 }
 
 
@@ -74,8 +74,9 @@ class Recipe:
         watch, patience: the validation figure that chooses the epoch; epochs without a better one before stopping,
             0 for never.
         folds, test_folds: number of subject-disjoint folds, and those that are held out in turn; [] for each of them.
-        folds_by: "chance", drawn with `seed`; "stain": from the subjects whose cells are darkest to the lightest, so that those
-            tested are not stained as those trained on.
+        folds_by: "cells": as alike in cells of each class as may be, so that `seed` moves few subjects; "chance": drawn with
+            `seed`, as many subjects of a class in each; "stain": from the subjects whose cells are darkest to the lightest, so
+            that those tested are not stained as those trained on.
         validation: whether the next fold chooses the epoch; else all the rest trains and the last epoch is kept.
         refit: whether, after the folds, one more network trains on all subjects, to be the one that is served.
         shares: image-level shares of training, validation and test cells.
@@ -127,7 +128,7 @@ class Recipe:
     watch: str = "auroc"
     patience: int = 0
     folds: int = 5
-    folds_by: str = "chance"
+    folds_by: str = "cells"
     test_folds: list = field(default_factory=list)
     validation: bool = True
     refit: bool = False
@@ -187,7 +188,7 @@ class Recipe:
             raise RecipeError("grow_from sets all weights: leave weights and teach_epochs out, or it.")
         if self.teach_without and self.protocol != "by_subject":
             raise RecipeError(f'teach_without names folds of protocol = "by_subject". Received: protocol={self.protocol!r}')
-        if self.folds_by != "chance" and self.protocol != "by_subject":
+        if self.folds_by != "cells" and self.protocol != "by_subject":
             raise RecipeError(f'folds_by names folds of protocol = "by_subject". Received: protocol={self.protocol!r}')
         if self.teach_epochs and not self.teacher:
             raise RecipeError(f"teach_epochs needs a teacher. Received: teach_epochs={self.teach_epochs!r}, teacher=''")

@@ -33,8 +33,8 @@ from training.data import (
     index_cells,
     pack_cells,
     split_by_image,
-    split_by_stain,
     split_by_subject,
+    split_into_folds,
     split_official,
     verify_cells,
 )
@@ -348,6 +348,8 @@ class Run:
         sentence = SENTENCES[recipe.protocol]
         if recipe.folds_by == "stain":
             sentence += " Folds are by stain, from the subjects with the darkest cells to those with the lightest."
+        elif recipe.folds_by == "chance":
+            sentence += " Which subjects lie in which fold was drawn by chance, as many of a class in each."
         if reported == "validation":
             sentence += " The cells that chose the epoch are the ones reported, as in the paper."
         if recipe.refit:
@@ -441,7 +443,7 @@ def divide(cells: Cells, recipe: Recipe) -> list[Part]:
         held = training[(fold_of == 0) & recipe.validation]
         rest = np.setdiff1d(training, held)
         return [Part(name="official", training=rest, validation=held, test=np.flatnonzero(sides == TEST))]
-    fold_of = _folds(cells, recipe)
+    fold_of = split_into_folds(cells, folds=recipe.folds, seed=recipe.seed, by=recipe.folds_by)
     parts = []
     for k in recipe.test_folds or range(recipe.folds):
         test, validation = fold_of == k, (fold_of == (k + 1) % recipe.folds) & recipe.validation
@@ -450,18 +452,12 @@ def divide(cells: Cells, recipe: Recipe) -> list[Part]:
     return parts
 
 
-def _folds(cells: Cells, recipe: Recipe) -> np.ndarray:
-    if recipe.folds_by == "stain":
-        return split_by_stain(cells, folds=recipe.folds)
-    return split_by_subject(cells, folds=recipe.folds, seed=recipe.seed)
-
-
 def shown_unlabelled(cells: Cells, parts: list[Part], recipe: Recipe) -> np.ndarray:
     """Positions of the cells that a network sees in its lessons: all that ever train it, less the folds of `teach_without`."""
     rows = np.unique(np.concatenate([rows for part in parts for rows in (part.training, part.validation)]))
     if not recipe.teach_without:
         return rows
-    fold_of = _folds(cells, recipe)
+    fold_of = split_into_folds(cells, folds=recipe.folds, seed=recipe.seed, by=recipe.folds_by)
     return rows[~np.isin(fold_of[rows], recipe.teach_without)]
 
 

@@ -61,6 +61,7 @@ def sweep(
     """Run what is missing of recipes x seeds x folds below `out`; write its table.csv, and return it in words.
 
     Args:
+        recipes: TOML files; the recipe.toml of a run or checkpoint repeats it with other seeds.
         out: default runs/sweeps/<names of the recipes>.
         changes: settings that replace those of every recipe.
         ray: None for one run after the other; "" for a Ray cluster of this machine alone, else a cluster's address. All its
@@ -72,7 +73,7 @@ def sweep(
     """
     if ray is not None:
         _import_ray()
-    out = Path(out or runs_folder() / "sweeps" / "-".join(Path(file).stem for file in recipes)).resolve()
+    out = Path(out or runs_folder() / "sweeps" / "-".join(map(name_of, recipes))).resolve()
     data, planned = Path(data).resolve(), plan(recipes, seeds, out, changes)
     for run in planned:
         _ask(run, data)
@@ -98,6 +99,12 @@ def sweep(
     return describe(rows)
 
 
+def name_of(recipe: Path) -> str:
+    """A recipe's name: its file's, or that of the run or checkpoint whose recipe.toml it is."""
+    path = Path(recipe).resolve()
+    return path.parent.name if path.name == "recipe.toml" else path.stem
+
+
 def plan(recipes: list[Path], seeds: list[int], out: Path, changes: dict | None = None) -> list[Planned]:
     """The runs of a sweep, without a refit: a sweep measures, and serves no network.
 
@@ -107,7 +114,7 @@ def plan(recipes: list[Path], seeds: list[int], out: Path, changes: dict | None 
     Raises:
         RecipeError: a recipe that cannot be read or changed, or two of one name.
     """
-    names = [Path(file).stem for file in recipes]
+    names = [name_of(file) for file in recipes]
     if len(set(names)) < len(names):
         raise RecipeError(f"Two recipes have one name, and would share run folders. Rename one. Received: {', '.join(names)}")
     if "seed" in (changes or {}):

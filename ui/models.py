@@ -180,9 +180,9 @@ def compare_seeds() -> None:
         return
     st.markdown("#### Sweeps")
     st.markdown(
-        "Here the same recipes were trained several times. Only the seed changed: the split, first weights and the order of "
-        "the cells. **How far the figures of one recipe lie apart is luck**; two recipes differ where the interval of their "
-        "difference leaves out zero."
+        "Here the same recipes were trained several times. Only the seed changed: what it draws of the split, first weights "
+        "and the order of the cells. **How far the figures of one recipe lie apart is luck**; two recipes differ where the "
+        "interval of their difference leaves out zero."
     )
     left, right = st.columns([2, 3])
     sweep = left.selectbox("Sweep", list(sweeps), key="sweep")

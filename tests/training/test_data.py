@@ -23,6 +23,7 @@ from training.data import (
     check_sides,
     index_cells,
     pack_cells,
+    split_by_chance,
     split_by_image,
     split_by_stain,
     split_by_subject,
@@ -188,6 +189,32 @@ def test_folds_by_stain_go_from_the_darkest_subjects_to_the_lightest(counts_all,
         assert found == sorted(found) and set(found) == set(range(folds))
 
 
+@given(sizes, sizes, st.integers(2, 5), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_folds_by_chance_hold_as_many_groups_of_a_class(counts_all, counts_hem, folds, seed):
+    cells = made_up(counts_all, counts_hem)
+    try:
+        fold_of = split_by_chance(cells, folds=folds, seed=seed)
+    except DataError as error:
+        assert "at least" in str(error)
+        return
+    for value in (0, 1):
+        of_class = set(cells.groups[cells.y_true == value])
+        assert all(len(set(fold_of[cells.groups == group])) == 1 for group in of_class)
+        in_fold = [len(of_class & set(cells.groups[fold_of == fold])) for fold in range(folds)]
+        assert min(in_fold) >= 1 and max(in_fold) - min(in_fold) <= 1
+    assert (fold_of == split_by_chance(cells, folds=folds, seed=seed)).all()
+
+
+def test_another_seed_is_another_division_by_chance(data_root):
+    cells = index_cells(data_root)
+    first, second = (split_by_chance(cells, folds=5, seed=seed) for seed in (1, 2))
+    of_subject = np.unique(cells.subjects, return_index=True)[1]
+    together = (first[of_subject, None] == first[of_subject]) & (second[of_subject, None] == second[of_subject])
+    assert 0.6 < (first != second)[of_subject].mean() < 0.95  # four of five, were they dealt anew
+    assert together.mean() < 0.5 * (first[of_subject, None] == first[of_subject]).mean()  # and not under other numbers
+
+
 def test_darkness_is_of_the_cell_alone(tmp_path, encode):
     for i, (label, colour) in enumerate((("all", 63), ("hem", 127))):
         picture = np.zeros((60, 60, 3), "uint8")
@@ -197,7 +224,7 @@ def test_darkness_is_of_the_cell_alone(tmp_path, encode):
     np.testing.assert_allclose(cells.darkness, [np.log10(4), np.log10(2)], atol=1e-4)
 
 
-@pytest.mark.parametrize("split", [partial(split_by_subject, seed=0), split_by_stain])
+@pytest.mark.parametrize("split", [partial(split_by_subject, seed=0), partial(split_by_chance, seed=0), split_by_stain])
 def test_too_few_subjects_are_told(split):
     with pytest.raises(DataError, match=r"5 folds need at least 5 groups of HEM.*Received: 4"):
         split(made_up([3] * 9, [30] * 4), folds=5)

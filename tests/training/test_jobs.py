@@ -280,6 +280,8 @@ def test_the_split_is_named(drawn_cells, tiny_recipe):
     cells = index_cells(drawn_cells)
     assert "fold 0 is held out. Figures will be of 7 subjects" in jobs.describe_split(tiny_recipe(), cells)
     assert "held out in turn" in jobs.describe_split(tiny_recipe(test_folds=[]), cells)
+    by_stain, by_chance = (jobs.describe_split(tiny_recipe(folds_by=by), cells) for by in ("stain", "chance"))
+    assert "folds from the darkest stained to the lightest; fold 0 is held out" in by_stain and "drawn by chance" in by_chance
     assert "both sides" in jobs.describe_split(tiny_recipe(protocol="image_level", test_folds=[]), cells)
     with pytest.raises(DataError, match="11 folds need"):
         jobs.describe_split(tiny_recipe(folds=11), cells)

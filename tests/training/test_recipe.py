@@ -70,7 +70,7 @@ def test_recipe_is_frozen():
         ({"ema": 1.0}, "ema must lie"),
         ({"stain": -0.1}, "stain must lie"),
         ({"test_folds": [5]}, "must lie in 0..4"),
-        ({"folds_by": "stains"}, "folds_by must be one of 'chance', 'stain'"),
+        ({"folds_by": "stains"}, "folds_by must be one of 'cells', 'chance', 'stain'"),
         ({"folds_by": "stain", "protocol": "image_level"}, "folds_by names folds"),
     ],
 )

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,16 @@ def test_folds_are_runs_where_validation_cells_choose_the_operating_point(write_
     assert names[8:] == ["b_seed_5", "b_seed_7", "c_seed_5_fold_2", "c_seed_7_fold_2"]
     assert {(run.recipe.epochs, run.recipe.refit) for run in planned} == {(1, False)}
     assert planned[1].recipe.test_folds == [1] and planned[8].recipe.test_folds == [] and planned[9].recipe.seed == 7
+
+
+def test_the_recipe_of_a_run_or_checkpoint_is_repeated_under_its_name(write_recipe_file, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_recipe_file().rename(tmp_path / name / "recipe.toml")
+    planned = plan([tmp_path / "one" / "recipe.toml", tmp_path / "two" / "recipe.toml"], [3], tmp_path)
+    assert [(run.name, run.folder.name) for run in planned] == [(name, f"{name}_seed_3_fold_2") for name in ("one", "two")]
+    monkeypatch.chdir(tmp_path / "one")
+    assert plan([Path("recipe.toml")], [3], tmp_path)[0].name == "one"
 
 
 def test_what_cannot_be_swept_is_refused_before_anything_is_written(write_recipe_file, data, tmp_path, capsys):
