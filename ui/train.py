@@ -207,6 +207,19 @@ def _numbers(settings: tuple[Setting, ...], shipped: Recipe, name: str) -> dict:
 
 
 def _held_out(shipped: Recipe, name: str, folds: int) -> dict:
+    ways = {
+        "cells": "as alike in cells as may be",
+        "chance": "drawn by chance, anew with each seed",
+        "stain": "from the darkest stained to the lightest",
+    }
+    by = st.selectbox(
+        "Subjects in the folds",
+        ways,
+        index=list(ways).index(shipped.folds_by),
+        format_func=ways.get,
+        key=f"{name} folds_by",
+        help="By chance and by stain say how much a figure owes to who is tested.",
+    )
     every = ["each fold in turn", *range(folds)]
     given = shipped.test_folds[0] if len(shipped.test_folds) == 1 and shipped.test_folds[0] < folds else every[0]
     held = st.selectbox(
@@ -217,14 +230,14 @@ def _held_out(shipped: Recipe, name: str, folds: int) -> dict:
         key=f"{name} held {folds}",
     )
     if held != every[0]:
-        return {"test_folds": [held], "refit": False}
+        return {"folds_by": by, "test_folds": [held], "refit": False}
     refit = st.checkbox(
         "Then one more, on all subjects, to read cells with",
         value=shipped.refit,
         key=f"{name} refit",
         help="Without it the run measures the recipe, and leaves no network that could become the default.",
     )
-    return {"test_folds": shipped.test_folds if len(shipped.test_folds) > 1 else [], "refit": refit}
+    return {"folds_by": by, "test_folds": shipped.test_folds if len(shipped.test_folds) > 1 else [], "refit": refit}
 
 
 def _show_changes(shipped: Recipe, recipe: Recipe) -> None:

@@ -108,6 +108,15 @@ def test_changes_are_shown_against_the_shipped_recipe_and_checked(page):
     assert not [b for b in app.button if b.label == "Start"]
 
 
+def test_subjects_are_put_into_folds_as_chosen(page):
+    app = choose(page(), "000", "vanilla_3c1d_by_subject")
+    assert "folds; each is held out in turn" in words(app) and "As shipped" in words(app)
+    use(app, "selectbox", "Subjects in the folds", "chance")
+    assert "folds drawn by chance; each" in words(app) and "folds_by cells → **chance**" in words(app)
+    use(app, "selectbox", "Subjects in the folds", "stain")
+    assert "folds from the darkest stained to the lightest; each" in words(app)
+
+
 def test_every_picture_is_checked_on_request(page, drawn_cells, runs, tmp_path, monkeypatch):
     shutil.copytree(drawn_cells, tmp_path / "data")
     (tmp_path / "data" / "all" / "UID_99_1_1_all.png").write_bytes(b"damaged")
