@@ -88,7 +88,12 @@ def _train(arguments: list[str]) -> None:
     changes = _parse_changes(options.set)
     outs = {out: changes}
     if options.both_ways:
-        outs = {out.with_name(f"{out.name}_{p}"): changes | {"protocol": p} for p in ("by_subject", "image_level")}
+        by_image = {
+            "folds_by": "cells",
+            "teach_without": [],
+        }  # there are no folds to put subjects into, or to keep from lessons
+        ways = {"by_subject": {}, "image_level": by_image}
+        outs = {out.with_name(f"{out.name}_{p}"): changes | {"protocol": p} | without for p, without in ways.items()}
     for folder, changed in outs.items():
         asked = {"recipe": str(options.recipe.resolve()), "tiny": options.tiny, "changes": changed}
         devices = _devices(options.recipe, changed)

@@ -46,7 +46,7 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
         if not same or card.split["protocol"] != "by subject" or len(set(table["fold"])) < 2:
             raise RunError(
                 f"{card.name} and {cards[0].name} were not measured on the same cells in the same folds by subject, so nothing "
-                "can be said of their mean. Train both by recipes with one seed and no test_folds."
+                "can be said of their mean. Train both by recipes with one seed, one folds_by and no test_folds."
             )
     logit = np.mean([table["logit"] for table in tables], axis=0)
     y_true, subjects, fold = (tables[0][column] for column in ("y_true", "subject", "fold"))

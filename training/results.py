@@ -42,7 +42,10 @@ PAPERS = {
     "": "ours",
 }
 # Of a recipe: what may differ between two runs of which one says "the same recipe, divided otherwise".
-_DIVISION = {"title", "summary", "paper", "protocol", "folds", "test_folds", "validation", "refit", "shares", "seed"}
+_DIVISION = {
+    *("title", "summary", "paper", "protocol", "folds", "folds_by", "test_folds", "teach_without"),
+    *("validation", "refit", "shares", "seed"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

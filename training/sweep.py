@@ -73,7 +73,7 @@ def sweep(
     """
     if ray is not None:
         _import_ray()
-    out = Path(out or runs_folder() / "sweeps" / "-".join(map(name_of, recipes))).resolve()
+    out = Path(out or runs_folder() / "sweeps" / "-".join(map(_name_of, recipes))).resolve()
     data, planned = Path(data).resolve(), plan(recipes, seeds, out, changes)
     for run in planned:
         _ask(run, data)
@@ -99,7 +99,7 @@ def sweep(
     return describe(rows)
 
 
-def name_of(recipe: Path) -> str:
+def _name_of(recipe: Path) -> str:
     """A recipe's name: its file's, or that of the run or checkpoint whose recipe.toml it is."""
     path = Path(recipe).resolve()
     return path.parent.name if path.name == "recipe.toml" else path.stem
@@ -114,7 +114,7 @@ def plan(recipes: list[Path], seeds: list[int], out: Path, changes: dict | None 
     Raises:
         RecipeError: a recipe that cannot be read or changed, or two of one name.
     """
-    names = [name_of(file) for file in recipes]
+    names = [_name_of(file) for file in recipes]
     if len(set(names)) < len(names):
         raise RecipeError(f"Two recipes have one name, and would share run folders. Rename one. Received: {', '.join(names)}")
     if "seed" in (changes or {}):

@@ -144,10 +144,11 @@ def test_folds_without_a_refit_leave_figures_without_weights(data, write_recipe_
 
 
 def test_both_ways_stores_both_and_says_what_the_image_level_split_is(data, write_recipe_file, tmp_path, capsys):
-    recipe = write_recipe_file("epochs = 1", "shares = [0.7, 0.3, 0.0]")
+    recipe = write_recipe_file("epochs = 1", "shares = [0.7, 0.3, 0.0]", 'folds_by = "chance"')
     assert main([str(recipe), "--data", str(data), "--both-ways"]) == 0
     by_subject, by_image = (Card.read(tmp_path / "runs" / f"r_{p}" / "card.json") for p in ("by_subject", "image_level"))
     assert by_subject.split["protocol"] == "by subject" and by_image.split["protocol"] == "image-level"
+    assert "drawn by chance" in by_subject.split["sentence"] and "drawn by chance" not in by_image.split["sentence"]
     assert "cells of a patient on both sides" in by_image.split["sentence"]
     assert "chose the epoch are the ones reported" in by_image.split["sentence"]  # there was no test share
     assert len(table(tmp_path / "runs" / "r_image_level", "predictions.csv")) == 12
