@@ -72,7 +72,7 @@ def _train(arguments: list[str]) -> None:
     parser.add_argument("--both-ways", action="store_true", help="by subject and by image, to see what the split does")
     options = parser.parse_args(arguments)
     if options.recipe.is_dir():
-        with hold_device(options.recipe, resume=True, devices=_devices(options.recipe, {})):
+        with hold_device(options.recipe, resume=True, devices=_devices(options.recipe, {}), log=_say):
             from training.run import read_state, resume, train  # imports Keras: not before a device is free
 
             told = read_state(options.recipe)
@@ -88,16 +88,13 @@ def _train(arguments: list[str]) -> None:
     changes = _parse_changes(options.set)
     outs = {out: changes}
     if options.both_ways:
-        by_image = {
-            "folds_by": "cells",
-            "teach_without": [],
-        }  # there are no folds to put subjects into, or to keep from lessons
+        by_image = {"folds_by": "cells", "teach_without": []}  # no folds to put subjects into, or to keep from lessons
         ways = {"by_subject": {}, "image_level": by_image}
         outs = {out.with_name(f"{out.name}_{p}"): changes | {"protocol": p} | without for p, without in ways.items()}
     for folder, changed in outs.items():
-        asked = {"recipe": str(options.recipe.resolve()), "tiny": options.tiny, "changes": changed}
+        files = {"recipe": str(options.recipe.resolve()), "data": str(options.data.resolve())}
         devices = _devices(options.recipe, changed)
-        with hold_device(folder, resume=False, devices=devices, data=str(options.data.resolve()), **asked):
+        with hold_device(folder, resume=False, devices=devices, log=_say, **files, tiny=options.tiny, changes=changed):
             from training.run import train
 
             train(options.recipe, options.data, folder, tiny=options.tiny, changes=changed, log=_say)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -231,7 +233,7 @@ def _now() -> str:
 
 
 @contextlib.contextmanager
-def hold_device(folder: Path, *, resume: bool, devices: int = 1, **told):
+def hold_device(folder: Path, *, resume: bool, devices: int = 1, log: Callable[[str], None] = print, **told):
     """Be the process of the run in `folder`, and wait until a device is free; the run that asked first goes first.
 
     To be entered before Keras is imported: meanwhile run.json says "queued", and the GPU is neither seen nor filled.
@@ -241,6 +243,7 @@ def hold_device(folder: Path, *, resume: bool, devices: int = 1, **told):
     Args:
         folder: the run folder. Without `resume` it may be new, or hold a recipe.toml alone.
         devices: how many GPUs it takes, all that CUDA is then told of; without GPUs the one device is the processor.
+        log: is told, once, that the run must wait.
         told: what run.json says besides, for a resume of a run that never began: `recipe`, `data`, `tiny`, `protocol`.
     Yields:
         Names of the devices held, such as ["cpu"] or ["gpu 0"].
@@ -272,7 +275,7 @@ def hold_device(folder: Path, *, resume: bool, devices: int = 1, **told):
         )
         write_json(folder / "run.json", waiting)
         try:
-            held = _wait_for(folder, waiting["queued"], devices)
+            held = _wait_for(folder, waiting["queued"], devices, log)
             write_json(folder / "run.json", waiting | {"holds": list(held)})
             yield list(held)
         except BaseException as error:
@@ -291,14 +294,16 @@ def hold_device(folder: Path, *, resume: bool, devices: int = 1, **told):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(folder: Path, asked: str, devices: int) -> dict[str, FileLock]:
+def _wait_for(folder: Path, asked: str, devices: int, log: Callable[[str], None]) -> dict[str, FileLock]:
     """Locks of free devices by name, once no run that asked earlier waits."""
-    while True:
+    for tried in itertools.count():
         if (folder / "stop").exists():
             raise Stopped("Stopped while it waited for the device; nothing was trained yet.")
         earlier = (r for r in list_runs() if r.waiting and r.told["queued"] < asked and r.folder != folder.resolve())
         if (SHARED_CPU in os.environ or not any(earlier)) and (held := _take(devices)):
             return held
+        if not tried:
+            log("Waiting: other runs have this machine's GPUs, or its processor. This one starts when they end.")
         time.sleep(0.5)
 
 

@@ -171,11 +171,17 @@ def test_a_run_that_fails_before_it_began_says_why_and_leaves_no_folder_of_its_o
             raise DataError("no cells")
     assert (jobs.read_run("given").state, jobs.read_run("given").message) == ("failed", "no cells")
     assert not (runs / "new").exists()
-    (runs / "waits").mkdir()
-    with jobs.hold_device(runs / "holds", resume=False):
-        threading.Timer(0.3, (runs / "waits" / "stop").touch).start()
-        with pytest.raises(Stopped), jobs.hold_device(runs / "waits", resume=False):
+
+
+def test_a_run_that_waits_says_so_once_and_can_be_stopped(runs):
+    (runs / "waits").mkdir(parents=True)
+    said = []
+    with jobs.hold_device(runs / "holds", resume=False, log=said.append):
+        assert not said  # the device was free
+        threading.Timer(1.2, (runs / "waits" / "stop").touch).start()
+        with pytest.raises(Stopped), jobs.hold_device(runs / "waits", resume=False, log=said.append):
             pass
+    assert len(said) == 1 and "Waiting" in said[0]
     assert jobs.read_run("waits").state == "stopped"
 
 
