@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import benchmarks
+from training.devices import keep_memory
 from training.jobs import shipped_recipes
 
 if benchmarks.GPUS is None:
@@ -51,12 +52,12 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = replace(recipe, weights="", teacher="", input_size=options.input_size or recipe.input_size)
     files = benchmarks.real_cells(options.cells)
 
+    keep_memory()
     import keras
 
-    from training.devices import find_devices, keep_memory
+    from training.devices import find_devices
     from training.run import precision_of
 
-    keep_memory()
     backend = keras.backend.backend()
     benchmarks.print_machine("keras", backend)
     precision = precision_of(recipe.precision)

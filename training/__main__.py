@@ -21,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from model_zoo import BlastoscopeError
+from training.devices import keep_memory
 from training.errors import RecipeError
 from training.jobs import hold_device, parse_recipe
 
@@ -71,6 +72,7 @@ def _train(arguments: list[str]) -> None:
     )
     parser.add_argument("--both-ways", action="store_true", help="by subject and by image, to see what the split does")
     options = parser.parse_args(arguments)
+    keep_memory()
     if options.recipe.is_dir():
         with hold_device(options.recipe, resume=True, devices=_devices(options.recipe, {}), log=_say):
             from training.run import read_state, resume, train  # imports Keras: not before a device is free

@@ -65,12 +65,13 @@ def _divide_processor() -> None:
 def keep_memory() -> None:
     """Let this process keep for its next step the memory that it frees, where its C library is glibc.
 
-    That gives blocks of 32 MB and more back at once. Batches and activations are such blocks: for each step on the processor
-    the kernel would clear them page by page again.
+    That gives batches and activations back at once, and for each step on the processor the kernel would clear them anew, page
+    by page: blocks of 32 MB and more, and most of what other threads than the first free, since each has an arena of its own.
+    To be called before Keras is imported: threads that are there already keep their arenas.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
         set_option = ctypes.CDLL(None).mallopt
-        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        for option, value in ((-8, 1), (-4, 0), (-1, 2**31 - 1)):  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
             set_option(option, value)
 
 

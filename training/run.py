@@ -38,7 +38,7 @@ from training.data import (
     split_official,
     verify_cells,
 )
-from training.devices import find_devices, keep_compiled, keep_memory, spread
+from training.devices import find_devices, keep_compiled, spread
 from training.errors import DataError, OutOfMemory, RunError, Stopped
 from training.fit import Part, append_rows, build_network, fit, predict_logit, save_arrays
 from training.growth import grow
@@ -131,7 +131,6 @@ class Run:
         """Train from the start, after `keep_recipe` wrote the recipe into the folder, or, without it, go on."""
         devices = find_devices(self.recipe.devices)
         keep_compiled(_cache() / "compiled")
-        keep_memory()
         cells = self.chosen(tiny)
         parts = divide(cells, self.recipe)
         known = read_state(self.folder) if (self.folder / "run.json").exists() else {}
