@@ -17,4 +17,5 @@ page = st.navigation(
     position="top",
 )
 components.header()
-page.run()
+with components.said():
+    page.run()

@@ -54,7 +54,7 @@ def measure(files: list[Path], size: int, rounds: int, cache: Path) -> None:
     y_true, one = np.zeros(len(files), int), np.array(["1"] * len(files))
     cells = Cells(files=files, y_true=y_true, subjects=one, groups=one)
     started = time.perf_counter()
-    packed, _ = pack_cells(cells, FrameSpec(crop=CROP, size=size), cache=cache)
+    packed = pack_cells(cells, FrameSpec(crop=CROP, size=size), cache=cache)
     packing = time.perf_counter() - started
 
     n, augment, usual = len(files), augmenting(size), flow_from_dataframe(files, size)

@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--input-size", type=int, help="pixels a side; default the recipe's")
     options = parser.parse_args(arguments)
     recipe = recipes[options.recipe]
-    recipe = replace(recipe, weights="", teacher="", input_size=options.input_size or recipe.input_size)
+    recipe = replace(
+        recipe, weights="", teacher="", teach_epochs=0, teach_without=[], input_size=options.input_size or recipe.input_size
+    )
     files = benchmarks.real_cells(options.cells)
 
     keep_memory()
@@ -86,7 +88,7 @@ def measure(recipe, precision: str, files: list[Path], steps: int, rounds: int, 
     subjects = np.array([file.stem.split("_")[1] for file in files])
     y_true = np.array([file.stem.endswith("all") for file in files], int)
     cells = Cells(files=files, y_true=y_true, subjects=subjects, groups=subjects)
-    packed, _ = pack_cells(cells, recipe.framing, cache=cache)
+    packed = pack_cells(cells, recipe.framing, cache=cache)
     recipe = replace(recipe, sampling="cells", draws_per_epoch=steps * recipe.batch_size)
     with precise(precision), spread(1):
         network = build_network(recipe)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import sys
+import tomllib
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +20,8 @@ from inference.engine import ROTATIONS, Engine
 from inference.sources import open_paths
 
 COLUMNS = ("file", "patient", "p_all", "call", "note")
+MADE_BY = ("checkpoint", "weights_sha256", "operating_point", "rotations", "app_version", "use")
+INTENDED_USE = "research and education; not a medical device"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,11 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with options.out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+            writer.writerow([*COLUMNS, *MADE_BY])
             for result in tqdm(
                 score_files(open_paths(options.paths, skip=options.out), engine), unit=" cells", file=sys.stderr
             ):
-                writer.writerow(csv_row(result, engine.remark))
+                writer.writerow(csv_row(result, engine))
                 scored += result.p_all is not None
                 refused += result.p_all is None
     except OSError as error:
@@ -63,14 +67,21 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if refused else 0
 
 
-def csv_row(result, remark: str = "") -> list[str]:
-    """A row under COLUMNS. An engine's `remark` joins the note of a scored cell.
+def csv_row(result, engine: Engine) -> list:
+    """A row under COLUMNS and MADE_BY: a file, and what made its numbers. The engine's remark joins a scored cell's note.
 
     Text that a spreadsheet would run as a formula is quoted with an apostrophe.
     """
-    p_all = "" if result.p_all is None else f"{result.p_all:.6f}"
-    note = "; ".join(filter(None, (result.note, remark if p_all else "")))
-    return [_inert(result.file), _inert(result.patient), p_all, result.call, _inert(note)]
+    card, p_all = engine.card, "" if result.p_all is None else f"{result.p_all:.6f}"
+    note = "; ".join(filter(None, (result.note, engine.remark if p_all else "")))
+    made = [card.name, card.weights_sha256[:16], card.threshold, engine.rotations, app_version(), INTENDED_USE]
+    return [_inert(result.file), _inert(result.patient), p_all, result.call, _inert(note), *made]
+
+
+@functools.cache
+def app_version() -> str:
+    """Of pyproject.toml, the one place that tells it."""
+    return tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
 def _inert(text: str) -> str:

@@ -16,8 +16,6 @@ from inference.gate import inspect_cell
 from inference.images import decode_image, frame_cell, patient_of
 from inference.sources import Source
 
-CALLS = ("ALL", "HEM", "refused")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CellResult:
@@ -29,6 +27,7 @@ class CellResult:
         call: "ALL", "HEM" (at the checkpoint's operating point) or "refused".
         note: one sentence or several; empty for an ordinary cell.
         kept: what `keep` returned for this cell; None when refused.
+        diameter_px: of the cell, at native scale; 0 when refused.
     """
 
     file: str
@@ -37,6 +36,7 @@ class CellResult:
     call: str
     note: str
     kept: object = None
+    diameter_px: float = 0.0
 
 
 def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple], object] | None = None) -> CellResult:
@@ -61,6 +61,7 @@ def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple
         call=engine.call(p_all),
         note="; ".join((*notes, *quality.reasons)),
         kept=keep(image, quality.box) if keep else None,
+        diameter_px=quality.diameter_px,
     )
 
 
@@ -79,3 +80,11 @@ def score_files(
         finally:  # the consumer left: do not start what was queued
             for future in running:
                 future.cancel()
+
+
+def probability(p_all: float, digits: int = 2) -> str:
+    """0.987 as "0.99"; what would round to 0 or 1 as "<0.01" or ">0.99", since no network is certain."""
+    least = 10**-digits
+    if p_all < least / 2:
+        return f"<{least:.{digits}f}"
+    return f">{1 - least:.{digits}f}" if p_all >= 1 - least / 2 else f"{p_all:.{digits}f}"

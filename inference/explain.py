@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from inference.cells import probability
 from inference.images import resize_cells
 from model_zoo import Checkpoint
 
@@ -174,7 +175,7 @@ def describe_size(share: float, p_all: float) -> str:
     if share == 0:
         return ""
     odds = p_all / max(1 - p_all, 1e-6) * np.exp(-share)
-    told, without = f"{p_all:.2f}", f"{odds / (1 + odds):.2f}"
+    told, without = probability(p_all), probability(odds / (1 + odds))
     if told == without:
         return "The cell's size, which no map shows, hardly changes P(ALL)."
     speaks_for = "ALL" if share > 0 else "HEM"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import unicodedata
@@ -12,12 +13,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from inference.errors import ImageError
-from inference.gate import cell_box
+from inference.gate import blacken, cell_box
 from model_zoo import FrameSpec
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 25_000_000  # as many cells are decoded at once as there are cores
 FORMATS = ("BMP", "PNG", "WEBP", "JPEG", "TIFF", "GIF", "PPM")
 SUFFIXES = {".bmp": "BMP", ".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
+LOSSY = "lossy compression: what it left on the black background was removed; PNG or BMP are read more surely"
 _CNMC_NAME = re.compile(r"^UID_(?P<subject>h?\d+)_(?P<image>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$", re.IGNORECASE)
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is tested on the header, before any pixel is decoded
@@ -26,12 +28,13 @@ Image.MAX_IMAGE_PIXELS = None  # our own limit is tested on the header, before a
 def decode_image(data: bytes, *, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Decode one image file to 8-bit RGB.
 
-    Transparent pixels become black, the background of a segmented cell. EXIF orientation is applied.
+    Transparent pixels and what lossy compression left on the background become black, as around a segmented cell. EXIF
+    orientation is applied.
 
     Returns:
         uint8 (H, W, 3), and sentences on what had to be converted (empty for ordinary RGB).
     Raises:
-        ImageError: empty, no image, truncated, unsupported, or more than 100 megapixels.
+        ImageError: empty, no image, truncated, unsupported, or more than 25 megapixels.
     """
     if not data:
         raise ImageError(name, "the file is empty (0 bytes). Copy it again from its source.")
@@ -47,7 +50,8 @@ def decode_image(data: bytes, *, name: str) -> tuple[np.ndarray, tuple[str, ...]
                     "Crop the single cells first.",
                 )
             notes = tuple(_describe(image, name))
-            return _to_rgb(image), notes
+            pixels, cleaned = blacken(_to_rgb(image, name))
+            return pixels, (*notes, *[LOSSY] * cleaned)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -70,13 +74,18 @@ def _describe(image: Image.Image, name: str):
         yield "CMYK colours were converted to RGB"
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image).astype("float64")
+        grey = np.asarray(image).astype("float32")
         if not np.isfinite(grey).all():
             raise ValueError("not finite")
-        grey = grey / 257 if grey.max(initial=0) > 255 else grey
+        brightest = grey.max(initial=0)
+        if 255 < brightest < 16384:
+            raise ImageError(
+                name, f"its values reach only {brightest:,.0f} of 65,535. Save it as 8-bit RGB, at full brightness."
+            )
+        grey = grey / 257 if brightest > 255 else grey
         image = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype("uint8"))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         cell = image.convert("RGBA")
@@ -153,16 +162,27 @@ def subject_of(name: str) -> str | None:
 
 
 def clean_name(name: str) -> str:
-    """A file name or path as it may be shown: no control or direction marks, one line, at most 200 characters."""
+    """A file name or path as it may be shown: no control or direction marks, one line, at most 200 characters.
+
+    Folders are shortened without regard to the file, and with a hash: what lies in one folder stays together, and apart from
+    what lies in another.
+    """
     text = unicodedata.normalize("NFC", name.replace("\\", "/"))
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
     text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cs", "Co", "Cn"))
     text = " ".join(text.split()) or "unnamed"
-    return text if len(text) <= 200 else f"{text[:120]}…{text[-79:]}"
+    folder, slash, file = text.rpartition("/")
+    if len(folder) > 120:
+        folder = f"{folder[:70]}…{hashlib.blake2b(folder.encode(), digest_size=4).hexdigest()}…{folder[-40:]}"
+    file = file if len(file) <= 79 else f"{file[:50]}…{file[-28:]}"
+    return f"{folder}{slash}{file}"
 
 
 def patient_of(name: str) -> str:
-    """The patient a path belongs to: the C-NMC subject, else the innermost folder, else "unnamed patient"."""
+    """The patient a path belongs to: the C-NMC subject, else its folders, else "unnamed patient".
+
+    All of them: `Anna/cells` and `Berta/cells` are two patients.
+    """
     path = PurePosixPath(clean_name(name))
     folders = [part for part in path.parts[:-1] if part not in ("/", ".", "..")]
-    return subject_of(path.name) or (folders[-1] if folders else "unnamed patient")
+    return subject_of(path.name) or " / ".join(folders) or "unnamed patient"

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inference.images import LOSSY
 from model_zoo import Card
 
 # Below this corrected share of blasts, or above it, an interval must lie as a whole to be called. The line that
 # is quoted for marrow blasts; C-NMC itself cannot validate shares, see docs/decisions/0005.
 BLAST_LINE = 0.20
 MIN_CELLS = 20
+_USUAL_MEDIAN = (150, 250)  # px; the median diameter of a person's cells lay between 163 and 238 in all 50 of C-NMC's
 _DRAWS, _SHARES = 400, 501  # of held-out subjects; from 0 to 1
 
 
@@ -22,8 +24,8 @@ class PatientSummary:
     Attributes:
         n, called: cells scored, and of them called ALL.
         fraction: called / n, with its 95% Wilson interval `low`..`high`.
-        corrected: the share of ALL cells once the checkpoint's errors on unseen subjects are taken out
-            (median, and 95% interval `corrected_low`..`corrected_high`, in 0..1).
+        corrected: the share of ALL cells if these cells are misread as often as the average unseen subject's
+            (median, and 95% interval `corrected_low`..`corrected_high`, in 0..1). Single persons differ more.
         verdict: "consistent with ALL", "indeterminate" or "not consistent with ALL".
         reason: why, in one sentence.
     """
@@ -56,7 +58,12 @@ def wilson_interval(called: int, n: int, *, z: float = 1.959964) -> tuple[float,
     return min(p, max(0.0, float(centre - half))), max(p, min(1.0, float(centre + half)))  # rounding at 0 and n
 
 
-def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
+def carries_weight(note: str) -> bool:
+    """Whether a cell's note speaks against its P(ALL). One on lossy compression does not: its effect is dealt with."""
+    return bool(note.replace(LOSSY, "").strip("; "))
+
+
+def summarize_patient(p_all, card: Card, *, noted: int = 0, diameters=(), seed: int = 0) -> PatientSummary:
     """Fraction of one patient's cells called ALL, corrected for the checkpoint's errors on unseen subjects.
 
     The correction is Rogan & Gladen's (1978, Am J Epidemiol 107:71-76), (fraction - fpr) / (tpr - fpr), as Bayesians make it
@@ -67,6 +74,8 @@ def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
     Args:
         p_all: float (n,), calibrated probabilities in [0, 1].
         card: of the checkpoint that gave them.
+        noted: how many of the cells have a note that `carries_weight`; more than half leave no answer.
+        diameters: of the cells, in pixels, where they are known; a median unlike any known person's leaves no answer.
     Raises:
         ValueError: empty input, or a value outside [0, 1] (NaN included).
     """
@@ -76,7 +85,7 @@ def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
     n, called = len(p_all), int((p_all >= card.threshold).sum())
     low, high = wilson_interval(called, n)
     corrected, corrected_low, corrected_high = _correct(called, n, card.subjects, np.random.default_rng(seed))
-    verdict, reason = _answer(n, low, high, corrected_low, corrected_high, card.subjects)
+    verdict, reason = _answer(n, noted, diameters, low, high, corrected_low, corrected_high, card)
     return PatientSummary(
         n=n,
         called=called,
@@ -91,38 +100,46 @@ def summarize_patient(p_all, card: Card, *, seed: int = 0) -> PatientSummary:
     )
 
 
-def _answer(n, low, high, corrected_low, corrected_high, subjects) -> tuple[str, str]:
+def _answer(n, noted, diameters, low, high, corrected_low, corrected_high, card: Card) -> tuple[str, str]:
     """Verdict and reason. Persons differ: the cells must also read unlike every held-out subject of the other class.
 
     Held-out subjects with fewer than MIN_CELLS cells are left out, as their own share is too uncertain.
     """
     if n < MIN_CELLS:
         return "indeterminate", f"Fewer than {MIN_CELLS} cells are too few to answer for a patient."
-    read = {value: [k / m for _, y_true, m, k in subjects if y_true == value and m >= MIN_CELLS] for value in (1, 0)}
+    if 2 * noted > n:
+        return "indeterminate", "More than half of the cells carry a note: the network's figures may not hold for them."
+    if len(diameters) and not _USUAL_MEDIAN[0] <= (median := float(np.median(diameters))) <= _USUAL_MEDIAN[1]:
+        size = "large" if median > _USUAL_MEDIAN[1] else "small"
+        known = "Another magnification? The networks know that of C-NMC alone."
+        return "indeterminate", f"The cells are unusually {size} (median diameter {median:.0f} px). {known}"
+    read = {value: [k / m for _, y_true, m, k in card.subjects if y_true == value and m >= MIN_CELLS] for value in (1, 0)}
     highest_hem, lowest_all = max(read[0], default=1.0), min(read[1], default=0.0)
+    unseen = "whose label the network had never seen" if card.split.get("seen_unlabelled") else "the network had never seen"
     if corrected_low >= BLAST_LINE:
         if low > highest_hem:
             return (
                 "consistent with ALL",
-                f"Even the corrected share's lower end is above {BLAST_LINE:.0%}, and no healthy held-out subject "
-                f"with {MIN_CELLS} cells or more read as high.",
+                f"Also with the network's errors taken out, more than {BLAST_LINE:.0%} are ALL, and no healthy person "
+                f"{unseen} (of {MIN_CELLS} cells or more) had so many cells called ALL.",
             )
-        return "indeterminate", f"A healthy held-out subject had {highest_hem:.0%} of the cells called ALL, too."
+        return "indeterminate", f"A healthy person {unseen} had {highest_hem:.0%} of the cells called ALL, too."
     if corrected_high < BLAST_LINE:
         if high < lowest_all:
             return (
                 "not consistent with ALL",
-                f"Even the corrected share's upper end is below {BLAST_LINE:.0%}, and no held-out subject with ALL "
-                f"and {MIN_CELLS} cells or more read as low.",
+                f"Also with the network's errors taken out, fewer than {BLAST_LINE:.0%} are ALL, and no person with ALL "
+                f"{unseen} (of {MIN_CELLS} cells or more) had so few cells called ALL.",
             )
-        return "indeterminate", f"A held-out subject with ALL had only {lowest_all:.0%} of the cells called ALL, too."
-    return "indeterminate", f"The corrected share's interval spans {BLAST_LINE:.0%}."
+        return "indeterminate", f"A person with ALL {unseen} had only {lowest_all:.0%} of the cells called ALL, too."
+    return "indeterminate", f"With the network's errors taken out, the share may lie below {BLAST_LINE:.0%} or above."
 
 
 def _correct(called: int, n: int, subjects: list, rng: np.random.Generator) -> tuple[float, float, float]:
     """Median and 95% interval of the share of ALL cells: what the count leaves of a uniform prior over 0..1.
 
-    Averaged over draws of held-out subjects, so these cells say nothing about the network's error rates.
+    Averaged over draws of held-out subjects, so these cells say nothing about the network's error rates. A draw gives the
+    average person's rates: the interval does not hold how much single persons differ from it.
     """
     rates = {value: np.array([k / m for _, y_true, m, k in subjects if y_true == value]) for value in (1, 0)}
     tpr, fpr = (rng.choice(rates[value], (_DRAWS, len(rates[value]))).mean(1) for value in (1, 0))

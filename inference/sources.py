@@ -13,7 +13,7 @@ from inference.errors import ArchiveError, ImageError, InputError
 from inference.images import clean_name
 
 MAX_ENTRIES = 20_000
-MAX_ENTRY_BYTES = 320_000_000  # an uncompressed 100-megapixel RGB bitmap, and a little
+MAX_ENTRY_BYTES = 210_000_000  # 25 megapixels of four 16-bit channels, and a little
 MAX_ARCHIVE_BYTES = 8_000_000_000
 _LITTER = {".ds_store", "thumbs.db", "desktop.ini"}  # what operating systems leave in folders
 
@@ -88,10 +88,12 @@ def _open_zip(name: str, content: Callable[[], bytes] | Path) -> Iterator[Source
         yield _refusal(name, ArchiveError(name, "not a readable ZIP, or damaged. Make the archive again."))
         return
     top = PurePosixPath(name).stem
-    for entry in entries:
-        shown = f"{top}/{clean_name(entry.filename)}"
-        if not _is_litter(shown):
-            yield Source(name=shown, read=lambda e=entry, n=shown: _read_entry(archive, e, n))
+    named = [(entry, clean_name(f"{top}/{entry.filename}")) for entry in entries]
+    named = [(entry, shown) for entry, shown in named if not _is_litter(shown)]
+    if not named:
+        yield _refusal(name, ArchiveError(name, "the ZIP holds no images, only an operating system's own files."))
+    for entry, shown in named:
+        yield Source(name=shown, read=lambda e=entry, n=shown: _read_entry(archive, e, n))
 
 
 def _check_archive(name: str, entries: list[zipfile.ZipInfo]) -> None:

@@ -76,7 +76,13 @@ class Card:
             raise CheckpointError(f"{path} is no readable card: {error}") from error
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        """Write it whole or not at all: a folder with half a card would be no checkpoint, nor room for one."""
+        unfinished = path.with_name(f".{path.name}.partial")
+        try:
+            unfinished.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,12 +197,27 @@ def list_checkpoints(root: Path | None = None) -> list[Card]:
 
 
 def list_cards(root: Path | None = None) -> list[Card]:
-    """Cards of every folder under `root` (bundled and promoted), with or without weights, best held-out AUROC first."""
-    folders = [file.parent for file in (root or BUNDLED).glob("*/card.json")]
+    """Cards of every folder under `root` (bundled and promoted), with or without weights, best held-out AUROC first.
+
+    A promoted card that cannot be read is left out, see `damaged_promotions`: it must not take the app with it.
+    """
+    folders = sorted(file.parent for file in (root or BUNDLED).glob("*/card.json"))
+    cards = [Card.read(folder / "card.json") for folder in folders if not folder.name.startswith(".")]  # being written
     if root is None:
-        folders += [promoted_folder() / promoted for promoted in promoted_names()]
-    cards = [Card.read(folder / "card.json") for folder in sorted(folders) if not folder.name.startswith(".")]  # being written
+        cards += [found for found in map(_read_promoted, promoted_names()) if isinstance(found, Card)]
     return sorted(cards, key=lambda card: -card.metrics["auroc"][0])
+
+
+def damaged_promotions() -> list[CheckpointError]:
+    """Why promoted cards are missing in `list_cards`, one error each."""
+    return [found for found in map(_read_promoted, promoted_names()) if isinstance(found, CheckpointError)]
+
+
+def _read_promoted(name: str) -> Card | CheckpointError:
+    try:
+        return Card.read(promoted_folder() / name / "card.json")
+    except CheckpointError as error:
+        return error
 
 
 def card_folder(name: str, root: Path | None = None) -> Path:
@@ -231,7 +252,8 @@ def default_checkpoint(root: Path | None = None) -> str:
         raise CheckpointError(
             f"{root or BUNDLED} holds no checkpoint. Train one: python -m training training/recipes/mobilenet_v2.toml"
         )
-    if root is None and (promoted := promoted_names()):
+    known = {card.name for card in cards}
+    if root is None and (promoted := [name for name in promoted_names() if name in known]):
         return promoted[-1]
 
     def rank(card: Card) -> tuple:

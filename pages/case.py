@@ -16,7 +16,13 @@ with settings:
     card = components.choose_checkpoint()
     components.choose_rotations(card)
     demo, fresh = st.columns([2, 1])
-    if demo.button("Try the demo patients", type="primary" if empty else "secondary", width="stretch", disabled=case.synthetic):
+    if demo.button(
+        "Try the demo patients",
+        key="demo",
+        type="primary" if empty else "secondary",
+        width="stretch",
+        disabled=case.synthetic,
+    ):
         case.add_demo()
         st.rerun()
     if fresh.button("New case", width="stretch", disabled=empty):
@@ -56,12 +62,15 @@ patients = case.by_patient()
 with people:
     if len(patients) > CARDS:
         components.patient_table(patients, card)
-    shown = st.selectbox("Patient", ["All patients", *patients]) if len(patients) > 1 else "All patients"
+    shown = "All patients"
+    if len(patients) > 1:
+        options = [shown, *patients]
+        shown = st.selectbox("Patient", options, **state.keep("patient", options))
     for patient in [shown] if shown in patients else list(patients) if len(patients) <= CARDS else []:
         components.patient_card(patient, patients[patient], card)
 
-cells = patients.get(shown, case.scored)
-cells = components.arrange(cells, card, everything=case.results)
+cells = patients[shown].cells if shown in patients else case.scored
+cells = components.arrange(cells, card, everything=[*case.scored, *case.refused])
 pictures, table = st.tabs(["Gallery", "Table"])
 with pictures:
     opened = gallery(cells[:TILES], key="gallery")

@@ -20,9 +20,10 @@ members = [resources.card(name) for name in card.members] or [card]
 
 picture, words = st.columns([2, 3], gap="large")
 with words:
-    st.markdown(f"### P(ALL) {cell.p_all:.2f}")
+    st.markdown(f"### P(ALL) {components.probability(cell.p_all)}")
     st.markdown(
-        f"Called **{cell.call}** at the operating point {card.threshold:.2f}. There, on unseen subjects: "
+        f"Called **{cell.call}** at the operating point {card.threshold:.2f}. There, on "
+        f"{components.tested_on(card, 'subjects')}: "
         f"sensitivity {components.figure_with_interval(card.metrics['sensitivity'])}, "
         f"specificity {components.figure_with_interval(card.metrics['specificity'])}."
     )
@@ -40,7 +41,7 @@ with words:
         share = float(explainer.size_share(fed[None])[0])
     st.markdown(" ".join([describe_cam(cam, cell_mask(seen), label), describe_size(share, cell.p_all)]))
     st.image(components.colour_bar(colorize), width=260, alt="colour scale, black over red to yellow")
-    st.caption("left: no influence · right: the largest within this cell")
+    st.caption(f"left: nothing that speaks for {label} · right: the most within this cell")
     st.caption(
         f"Grad-CAM (Selvaraju et al. 2017) at {components.layers_in_words(explainer.layers)}: "
         f"{cam.shape[0]} × {cam.shape[1]} values, enlarged "

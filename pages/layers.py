@@ -18,14 +18,13 @@ with st.spinner("Opening the network"):
     taps = resources.layer_taps(card.name)
 
 names = [layer.name for layer in taps.maps]
-state.keep_layer(names)
 back, pick, forward = st.columns([1, 4, 1], vertical_alignment="bottom")
 back.button("Previous layer", on_click=state.step_layer, args=(names, -1), width="stretch")
 name = pick.selectbox(
     f"Layer ({len(names)} convolutions, activations and poolings, in order)",
     names,
-    key="layer",
     format_func=lambda n: f"{names.index(n) + 1}. {n} · {taps.find(n).role}",
+    **state.keep("layer", names),
 )
 forward.button("Next layer", on_click=state.step_layer, args=(names, 1), type="primary", width="stretch")
 
@@ -48,13 +47,24 @@ with sheet:
         tile_maps(shown, columns=columns, scale=max(1, 880 // (columns * height)), gap=2),
         caption=f"Maps {first + 1}–{first + shown.shape[2]} of {channels}, each standardised × 64 + 128.",
         width="stretch",
+        alt=f"what layer {name} makes of the cell, one small picture a map",
     )
     with st.expander("Enlarge one map"):
         number = st.number_input("Map", 1, channels, first + 1, key=f"map {name}")
         one = maps[:, :, number - 1 : number]
-        st.image(tile_maps(one, columns=1, scale=max(1, 400 // height), gap=0), caption=f"Map {number} of {name}", width=400)
+        st.image(
+            tile_maps(one, columns=1, scale=max(1, 400 // height), gap=0),
+            caption=f"Map {number} of {components.plain(name)}",
+            width=400,
+            alt=f"map {number} of layer {name}, enlarged",
+        )
 with facts:
-    st.image(components.enlarge(fed[0]), caption=f"{components.plain(cell.file)} · P(ALL) {cell.p_all:.2f}", width=220)
+    st.image(
+        components.enlarge(fed[0]),
+        caption=f"{components.plain(cell.file)} · P(ALL) {components.probability(cell.p_all)}",
+        width=220,
+        alt="the cell as the network gets it",
+    )
     st.markdown(
         f"**{layer.name}** ({layer.kind}, {layer.role}) makes {channels} maps of {height} × {width} with "
         f"{layer.parameters:,} parameters. For this cell {exactly:.0%} of its activations are exactly zero and "

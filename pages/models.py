@@ -2,13 +2,12 @@
 
 import streamlit as st
 
-from model_zoo import BlastoscopeError
 from ui import components, models, resources
 
-try:
+systems = []
+with components.said():
     systems = resources.systems()
-except BlastoscopeError as error:
-    st.warning(components.plain(str(error)), icon=None)
+if not systems:
     st.stop()
 
 models.introduce(systems)

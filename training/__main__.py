@@ -16,14 +16,17 @@ import json
 import os
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from model_zoo import BlastoscopeError
+from model_zoo import BlastoscopeError, runs_folder
+from training.data import index_cells
 from training.devices import keep_memory
-from training.errors import RecipeError
-from training.jobs import hold_device, parse_recipe
+from training.errors import RecipeError, RunError
+from training.jobs import hold_device, read_json, run_in_turn
+from training.recipe import Recipe, make_recipe, read_recipe
 
 FAILED = 2
 
@@ -54,16 +57,15 @@ def _parser(name: str) -> argparse.ArgumentParser:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     given = os.environ.get("BLASTOSCOPE_DATA")
-    parser.add_argument(
-        "--data", type=Path, default=given and Path(given), help="folder of C-NMC cells; default $BLASTOSCOPE_DATA"
-    )
+    default = Path(given) if given else None
+    parser.add_argument("--data", type=Path, default=default, help="folder of C-NMC cells; default $BLASTOSCOPE_DATA")
 
 
 def _train(arguments: list[str]) -> None:
     parser = _parser("")
     parser.add_argument("recipe", type=Path, help="a TOML file of training/recipes/, or the folder of a run to go on with")
     _add_data(parser)
-    parser.add_argument("--out", type=Path, help="run folder to write; default runs/<recipe name>")
+    parser.add_argument("--out", type=Path, help="run folder to write; default runs/<recipe name>, or below $BLASTOSCOPE_RUNS")
     parser.add_argument(
         "--tiny", action="store_true", help="the recipe at a size that ends within minutes: shows that it works"
     )
@@ -74,7 +76,10 @@ def _train(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     keep_memory()
     if options.recipe.is_dir():
-        with hold_device(options.recipe, resume=True, devices=_devices(options.recipe, {}), log=_say):
+        asked = {"--out": options.out, "--tiny": options.tiny, "--set": options.set, "--both-ways": options.both_ways}
+        if given := ", ".join(name for name, value in asked.items() if value):
+            parser.error(f"{options.recipe} goes on as it was begun: leave out {given}, or start its recipe with another --out")
+        with hold_device(options.recipe, resume=True, devices=_devices(options.recipe), log=_say):
             from training.run import read_state, resume, train  # imports Keras: not before a device is free
 
             told = read_state(options.recipe)
@@ -86,36 +91,66 @@ def _train(arguments: list[str]) -> None:
         return
     if options.data is None:
         parser.error("give --data, or set BLASTOSCOPE_DATA")
-    out = options.out or Path("runs") / (options.recipe.stem + ("_tiny" if options.tiny else ""))
+    out = options.out or runs_folder() / (options.recipe.stem + ("_tiny" if options.tiny else ""))
     changes = _parse_changes(options.set)
-    outs = {out: changes}
     if options.both_ways:
-        by_image = {"folds_by": "cells", "teach_without": []}  # no folds to put subjects into, or to keep from lessons
-        ways = {"by_subject": {}, "image_level": by_image}
-        outs = {out.with_name(f"{out.name}_{p}"): changes | {"protocol": p} | without for p, without in ways.items()}
-    for folder, changed in outs.items():
-        files = {"recipe": str(options.recipe.resolve()), "data": str(options.data.resolve())}
-        devices = _devices(options.recipe, changed)
-        with hold_device(folder, resume=False, devices=devices, log=_say, **files, tiny=options.tiny, changes=changed):
-            from training.run import train
+        _both_ways(options, out, changes)
+        return
+    recipe = _changed(options.recipe, changes)  # what is wrong with it or with the folder is told before it waits for a device
+    index_cells(options.data)
+    asked = _asked(options, changes)
+    with hold_device(out, resume=False, devices=recipe.devices, log=_say, **asked):
+        from training.run import train
 
-            train(options.recipe, options.data, folder, tiny=options.tiny, changes=changed, log=_say)
-    if options.both_ways:
-        from training.compare import compare
-
-        _say(compare(list(outs)))
+        train(options.recipe, options.data, out, tiny=options.tiny, changes=changes, log=_say)
 
 
-def _devices(recipe: Path, changes: dict) -> int:
-    """How many GPUs a recipe or run folder asks for; 1 where that cannot be read: the run itself says what is wrong."""
-    with contextlib.suppress(RecipeError, OSError, ValueError, KeyError):
-        if recipe.is_dir() and (recipe / "recipe.toml").exists():
-            recipe = recipe / "recipe.toml"
-        elif recipe.is_dir():  # it ended while it waited for a device
-            told = json.loads((recipe / "run.json").read_text("utf-8"))
-            recipe, changes = Path(told["recipe"]), told["changes"]
-        asked = changes.get("devices", parse_recipe(recipe).devices)
-        return max(1, asked) if isinstance(asked, int) else 1
+def _asked(options, changes: dict) -> dict:
+    """What run.json says of a run that has not begun."""
+    files = {"recipe": str(options.recipe.resolve()), "data": str(options.data.resolve())}
+    return files | {"tiny": options.tiny, "changes": changes}
+
+
+def _both_ways(options, out: Path, changes: dict) -> None:
+    """A run by subject, one by image, and both beside each other; of what an earlier try left, only what is missing."""
+    by_image = {"folds_by": "cells", "teach_without": []}  # no folds to put subjects into, or to keep from lessons
+    ways = {"by_subject": changes, "image_level": changes | by_image}
+    commands, folders = {}, []
+    for protocol, changed in ways.items():
+        changed, folder = changed | {"protocol": protocol}, out.with_name(f"{out.name}_{protocol}")
+        _changed(options.recipe, changed)
+        folders.append(folder)
+        told = read_json(folder / "run.json")
+        if told and any(told.get(name) != value for name, value in _asked(options, changed).items()):
+            raise RunError(f"{folder} was begun with other settings or other cells. Give another --out.")
+        if not told:
+            settings = [f"--set={name}={json.dumps(value)}" for name, value in changed.items()]  # JSON of these types is TOML
+            given = [str(options.recipe), "--data", str(options.data), "--out", str(folder), *settings]
+            commands[folder.name] = [*given, *["--tiny"] * options.tiny]
+        elif told["state"] != "finished":
+            commands[folder.name] = [str(folder)]
+    index_cells(options.data)
+    run_in_turn(commands, _say)
+    for folder in folders:
+        if read_json(folder / "run.json").get("state") != "finished":
+            raise RunError(f"{folder} did not finish. The same command goes on with it.")
+    from training.compare import compare
+
+    _say(compare(folders))
+
+
+def _changed(recipe: Path, changes: dict) -> Recipe:
+    values = asdict(read_recipe(recipe, variants=False)) | changes
+    return make_recipe(values, origin=str(recipe), variants=False)
+
+
+def _devices(folder: Path) -> int:
+    """How many GPUs a run folder asks for; 1 where that cannot be read: the run itself says what is wrong."""
+    with contextlib.suppress(RecipeError, KeyError):
+        if (folder / "recipe.toml").exists():
+            return read_recipe(folder / "recipe.toml", variants=False).devices
+        told = read_json(folder / "run.json")  # it ended while it waited for a device
+        return _changed(Path(told["recipe"]), told["changes"]).devices
     return 1
 
 

@@ -11,7 +11,7 @@ from inference.cells import score_files
 from inference.engine import Engine
 from inference.sources import open_paths
 from model_zoo import Card, load_checkpoint
-from training.data import cell_label, index_cells
+from training.data import Cells, cell_label, index_cells
 from training.errors import DataError, RunError
 from training.metrics import bootstrap_metrics, paired_difference
 
@@ -50,7 +50,7 @@ def evaluate(checkpoint: Path, data: Path, *, rotations: int | None = None, out:
     known = set(card.data.get("training_subjects", ()))
     if not known:
         raise DataError(f"The card of {checkpoint} does not say which subjects trained it, so nothing can be called unseen.")
-    new = ~np.isin(cells.subjects, sorted(known))
+    new = ~_met(cells, known)
     if not new.any():
         raise DataError(
             f"{checkpoint} was trained on every subject of {data}. Its own predictions.csv holds what was held out."
@@ -58,13 +58,17 @@ def evaluate(checkpoint: Path, data: Path, *, rotations: int | None = None, out:
     kept = cells.choose(new)
     results = list(score_files(open_paths(kept.files), engine))
     read = np.array([result.p_all is not None for result in results])
+    if not read.any():
+        raise DataError(
+            f"None of the {len(results):,} cells could be read. First: {cell_label(kept.files[0])}: {results[0].note}"
+        )
     y_true, subjects = kept.y_true[read], kept.subjects[read]
     p_all = np.array([result.p_all for result in results if result.p_all is not None])
-    lines = (
-        [f"left out: {int((~new).sum())} cells of {len(known & set(cells.subjects))} subjects that trained it"]
-        if (~new).any()
-        else []
-    )
+    lines = []
+    if (~new).any():
+        names = sorted(set(cells.subjects[~new]))
+        which = f"{len(names)} subjects that trained it, or share pictures with one that did"
+        lines = [f"left out: {int((~new).sum())} cells of {which}: {', '.join(names)}"]
     lines += [f"not read: {cell_label(kept.files[i])}: {results[i].note}" for i in np.flatnonzero(~read)]
     lines.append(f"{card.title} on {kept.count(read)}, operating point {card.threshold}, {engine.rotations} rotation(s)")
     for name, (value, low, high) in bootstrap_metrics(y_true, p_all, subjects, card.threshold).items():
@@ -82,6 +86,12 @@ def evaluate(checkpoint: Path, data: Path, *, rotations: int | None = None, out:
             for name, s, y, p, c in zip(np.array(kept.files)[read], subjects, y_true, p_all, called, strict=True):
                 writer.writerow([name.name, s, int(y), f"{p:.6f}", int(c)])
     return "\n".join(lines)
+
+
+def _met(cells: Cells, known: set[str]) -> np.ndarray:
+    """bool (n,): the network was trained on the cell's subject, or on one that shares pictures with it."""
+    names = {group: known & ({group} | set(group.split("+"))) for group in set(cells.groups)}
+    return np.array([bool(names[group]) for group in cells.groups])
 
 
 def compare(folders: list[Path]) -> str:

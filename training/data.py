@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import ImageError, InputError
+from inference.gate import inspect_cell
 from inference.images import clean_name, decode_image, frame_cell, subject_of
 from model_zoo import FrameSpec
 from training.errors import DataError, RecipeError
@@ -29,6 +30,7 @@ SHARED_PICTURES = [{"20", "21"}, {"51", "75", "78"}, {"H2", "H4", "H5", "H6"}, {
 TRAINING, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, -1  # sides of a split
 CLASSES = ((1, "ALL"), (0, "HEM"))
 _CHUNK = 256  # files in flight: what is read ahead of a slow disk stays small
+_WHEN_LOST = "This cell could be read a moment ago. Check the disk or the network share, then start again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +253,8 @@ def cell_label(file: Path) -> str:
 def verify_cells(
     cells: Cells, *, cache: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[Cells, list[str]]:
-    """Read every picture: leave out the unreadable ones, and make one group of subjects that share a picture.
+    """Read every picture: leave out the unreadable ones and those without a segmented cell, and make one group of subjects that
+    share a picture.
 
     A picture is shared where decoded pixels are equal, whatever the files' format. What was found is kept in `cache`
     under the files' content: a second call only reads their bytes.
@@ -266,10 +269,10 @@ def verify_cells(
         DataError: a class without a readable image, or the cache cannot be written.
     """
     cells = replace(cells, digests=cells.digests or list(_in_threads(_digest, cells.files)))
-    found_file = Path(cache) / f"{cells.fingerprint[:16]}.pictures.json"
+    found_file = Path(cache) / f"{cells.fingerprint[:16]}.cells.json"
     if not found_file.exists():
         found = []
-        for entry in _in_threads(_inspect, cells.files):
+        for entry in _in_threads(_inspect, list(zip(cells.files, cells.digests, strict=True))):
             found.append(entry)
             progress(len(found), len(cells))
         with _whole_file(found_file, "what was found in the pictures") as file:
@@ -278,7 +281,7 @@ def verify_cells(
     pixels, sizes, reasons, darkness = (np.array(column) for column in columns)
     readable = pixels != ""
     lost = reasons[~readable].tolist()
-    sentences = [f"{len(lost):,} of {len(cells):,} images could not be read and are left out:", *lost] if lost else []
+    sentences = [f"{len(lost):,} of {len(cells):,} images cannot be read as cells and are left out:", *lost] if lost else []
     cells = replace(cells, darkness=darkness).choose(readable)
     pixels, sizes = pixels[readable], Counter(sizes[readable].tolist())
     for value, label in CLASSES:
@@ -476,37 +479,33 @@ def check_sides(cells: Cells, sides: np.ndarray) -> None:
 
 def pack_cells(
     cells: Cells, framing: FrameSpec, *, cache: Path, progress: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[np.ndarray, list[str]]:
+) -> np.ndarray:
     """Frame every cell as serving does, into one memory-mapped array that later runs on the same content reuse.
 
     Returns:
-        uint8 (n, S, S, 3), read-only, and "folder/file: why" for each file that could not be read (its row is black).
+        uint8 (n, S, S, 3), read-only.
     Raises:
-        DataError: the cache cannot be written, or the disk is full; nothing half-written stays.
+        DataError: a cell cannot be read, the cache cannot be written, or the disk is full; nothing half-written stays.
     """
     shape = (len(cells), framing.size, framing.size, 3)
     key = hashlib.sha256(f"{cells.fingerprint} {framing} {_framing_print(framing)}".encode()).hexdigest()[:16]
-    array_file, problems_file = Path(cache) / f"{key}.npy", Path(cache) / f"{key}.txt"
+    array_file = Path(cache) / f"{key}.npy"
     if not array_file.exists():
-        problems = []
 
         def frame(file: Path) -> np.ndarray:
             try:
                 return frame_cell(_decode(file), framing)
-            except InputError as error:
-                problems.append(str(error))
-                return np.zeros(shape[1:], "uint8")
+            except InputError as error:  # a black cell in its place would be trained on
+                raise DataError(f"{error} {_WHEN_LOST}") from error
+            except OSError as error:
+                raise DataError(f"{cell_label(file)}: {error.strerror}. {_WHEN_LOST}") from error
 
         with _whole_file(array_file, f"{len(cells):,} framed cells ({np.prod(shape) / 1e9:.1f} GB)") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for done, framed in enumerate(_in_threads(frame, cells.files), 1):
                 file.write(framed.tobytes())
                 progress(done, len(cells))
-            with _whole_file(
-                problems_file, "the list of problems"
-            ) as text:  # before the array, whose presence says all is done
-                text.write("\n".join(sorted(problems)).encode())
-    return np.load(array_file, mmap_mode="r"), problems_file.read_text("utf-8").splitlines()
+    return np.load(array_file, mmap_mode="r")
 
 
 def _framing_print(framing: FrameSpec) -> str:
@@ -518,11 +517,8 @@ def _framing_print(framing: FrameSpec) -> str:
 
 
 def _decode(file: Path) -> np.ndarray:
-    """uint8 (H, W, 3), or InputError."""
-    try:
-        return decode_image(file.read_bytes(), name=cell_label(file))[0]
-    except OSError as error:
-        raise ImageError(cell_label(file), f"the file cannot be read ({error.strerror}).") from None
+    """uint8 (H, W, 3), or InputError, or OSError."""
+    return decode_image(file.read_bytes(), name=cell_label(file))[0]
 
 
 def _digest(file: Path) -> str:
@@ -533,12 +529,20 @@ def _digest(file: Path) -> str:
         return ""
 
 
-def _inspect(file: Path) -> tuple[str, str, str, float]:
-    """BLAKE2 of the pixels ("" if there are none), size, why they cannot be read, and darkness."""
+def _inspect(entry: tuple[Path, str]) -> tuple[str, str, str, float]:
+    """Of a file and its digest: BLAKE2 of the pixels ("" if there are none), size, why they cannot be read, and darkness."""
+    file, digest = entry
     try:
         image = _decode(file)
     except InputError as error:
         return "", "", str(error), 0.0
+    except OSError as error:
+        if digest:  # what is found now would be kept as if it were the file's
+            raise DataError(f"{cell_label(file)}: {error.strerror}. {_WHEN_LOST}") from error
+        return "", "", str(ImageError(cell_label(file), f"the file cannot be read ({error.strerror}).")), 0.0
+    quality = inspect_cell(image)
+    if quality.kind == "refused":  # as it would be where cells are read
+        return "", "", str(ImageError(cell_label(file), quality.reasons[0])), 0.0
     size = "{1} × {0}".format(*image.shape)
     cell = image[image.max(axis=-1) > 0]
     colour = cell.mean(axis=0) if len(cell) else np.zeros(3)

@@ -32,7 +32,7 @@ def find_devices(devices: int) -> list[str]:
 
     if virtual_devices():
         _divide_processor()
-    found = keras.distribution.list_devices()
+    found = list_devices()
     if devices > len(found):
         raise RunError(f"The recipe asks for {devices} devices. This machine has {len(found)}: {', '.join(found)}.")
     if devices > 1 and keras.backend.backend() not in ("tensorflow", "jax"):
@@ -40,6 +40,17 @@ def find_devices(devices: int) -> list[str]:
             f"Several devices need the TensorFlow or the JAX backend. Received: devices={devices} on {keras.backend.backend()}"
         )
     return found[:devices]
+
+
+def list_devices() -> list[str]:
+    """This machine's GPUs, else its processor, as "gpu:0", ...; Keras itself cannot tell on PyTorch."""
+    import keras
+
+    if keras.backend.backend() != "torch":
+        return keras.distribution.list_devices()
+    import torch
+
+    return [f"gpu:{i}" for i in range(torch.cuda.device_count())] or ["cpu:0"]
 
 
 @functools.cache  # once a process

@@ -15,7 +15,16 @@ from training.data import Cells
 from training.errors import RunError
 from training.fit import Part
 from training.metrics import bootstrap_metrics
-from training.run import calibrate, calibrate_parts, operating_points, pool_parts, subject_rows, write_predictions
+from training.run import (
+    BALANCED,
+    ESTIMATED,
+    calibrate,
+    calibrate_parts,
+    operating_points,
+    pool_parts,
+    subject_rows,
+    write_predictions,
+)
 
 
 def join(folders: list[Path], out: Path, *, title: str) -> Card:
@@ -55,7 +64,7 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
     parts = [Part(name=str(k), training=none, validation=none, test=rows[fold == k]) for k in dict.fromkeys(fold)]
     results = [{"test": logit[part.test]} for part in parts]
     balanced = all(not card.training["epochs"] for card in cards)
-    calibrations = calibrate_parts(cells, parts, results, balanced=balanced)
+    calibrations = calibrate_parts(cells, parts, results, "test", balanced=balanced)
     rows, logit, p_all, threshold, fold = pool_parts(parts, results, calibrations, "test")
     y_true, subjects = y_true[rows], subjects[rows]
     temperature, operating_point = calibrate(cells, rows, logit, balanced=balanced)
@@ -83,7 +92,7 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
             "validation_auroc": None,
         },
         metrics=metrics,
-        operating_points=operating_points(metrics, operating_point, balanced=balanced),
+        operating_points=operating_points(metrics, operating_point, BALANCED if balanced else ESTIMATED),
         temperature=temperature,
         subjects=subject_rows(y_true, subjects, p_all >= threshold),
         weights_sha256=hash_members([card.weights_sha256 for card in cards]),

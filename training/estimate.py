@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = read_recipe(options.folder / "recipe.toml")
         recipe = recipe.tiny() if options.tiny else recipe
-        with free_device() as device:
+        with free_device(recipe.devices) as device:
             if device is None:
                 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # a run fills the GPU: the picture is made without it
             told = _look(recipe, options.data, options.folder / "cells.png", tiny=options.tiny, measure=device is not None)
@@ -87,12 +87,14 @@ def _by_class(cells, rows) -> list[np.ndarray]:
 
 def _draw(recipe: Recipe, framed: np.ndarray, picture: Path) -> None:
     """A row a cell: as it is, then as augmentation draws it."""
+    import keras
+
     from training.augment import augmentation
 
     shown = np.repeat(framed, VERSIONS, axis=0)
     for layer in augmentation(recipe):
         shown = layer(shown, training=True)
-    shown = np.clip(np.asarray(shown), 0, 255).astype("uint8").reshape(len(framed), VERSIONS, *framed.shape[1:])
+    shown = np.clip(keras.ops.convert_to_numpy(shown), 0, 255).astype("uint8").reshape(len(framed), VERSIONS, *framed.shape[1:])
     _sheet(np.concatenate([framed[:, None], shown], axis=1), apart=10).save(picture)
 
 
@@ -133,7 +135,7 @@ def _time(recipe: Recipe, framed: np.ndarray, few: Cells) -> tuple[float, float,
     """Seconds of a training step as the run takes it (0 without epochs), of a cell's forward pass, and the device."""
     import keras
 
-    from training.devices import spread
+    from training.devices import list_devices, spread
     from training.fit import build_network, time_step
     from training.run import precise, precision_of
 
@@ -146,7 +148,7 @@ def _time(recipe: Recipe, framed: np.ndarray, few: Cells) -> tuple[float, float,
         logit_of.predict_on_batch(framed.astype("float32"))
         forward = (time.perf_counter() - began) / len(framed)
         step = time_step(network, recipe, framed, few, STEPS) if recipe.epochs or recipe.teach_epochs else 0.0
-    return step, forward, str(keras.distribution.list_devices()[0]).split(":")[0].upper()
+    return step, forward, list_devices()[0].split(":")[0].upper()
 
 
 def _seconds(recipe: Recipe, cells: Cells, part, step: float, forward: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -141,21 +142,21 @@ def fit(
     Raises:
         DataError: no epoch gave finite scores. Stopped: `report.stopping()` came true. OutOfMemory: of the device.
     """
-    rows = part.training
-    if not taught:
-        _standardise(network, packed, rows)
-    logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
-    with spread(recipe.devices):
-        trainer, loss = _trainer(network, logit_of, recipe, packed, rows)
-    draws = Draws(recipe, held(packed, recipe.devices), cells, rows, max(1, recipe.batch_size // split_batch))
-    watch = _Watch(network, logit_of, recipe, cells, part, folder, report, draws)
-    watch.created = began or watch.created
+    rows, batch_size = part.training, max(1, recipe.batch_size // split_batch)
     resumed = (folder / "last.npz").exists()
-    try:
+    with memory_told(batch_size):
+        if not taught:
+            _standardise(network, packed, rows)
+        logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
+        with spread(recipe.devices):
+            trainer, loss = _trainer(network, logit_of, recipe, packed, rows)
+        draws = Draws(recipe, held(packed, recipe.devices), cells, rows, batch_size)
+        watch = _Watch(network, logit_of, recipe, cells, part, folder, report, draws, split_batch)
+        watch.created = began or watch.created
         if recipe.head_epochs and not resumed:
             _fit_head(network, trainer, recipe, draws, loss, report)
         if recipe.probe and not resumed:
-            _probe(network, recipe, packed, cells, rows, report)
+            _probe(network, recipe, packed, cells, rows, report, batch_size)
         _compile(trainer, loss, network, recipe, len(draws), split_batch)
         watch.set_model(trainer)
         if resumed:
@@ -166,9 +167,6 @@ def fit(
             epochs = {"initial_epoch": watch.epoch, "epochs": recipe.epochs}
             with divided(recipe.devices):
                 trainer.fit(draws, **epochs, verbose=0, shuffle=False, callbacks=[watch])
-    except Exception as error:
-        _raise_if_out_of_memory(error, draws.batch_size)
-        raise
     if not (folder / "best.npz").exists():
         raise DataError("The training diverged: no epoch gave finite scores. Lower the recipe's learning_rate.")
     with np.load(folder / "best.npz") as best:
@@ -197,15 +195,12 @@ def time_step(network, recipe: Recipe, packed, cells: Cells, steps: int) -> floa
     logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
     recipe = replace(recipe, draws_per_epoch=steps * recipe.batch_size)
     draws = Draws(recipe, held(packed, recipe.devices), cells, rows)
-    try:
+    with memory_told(recipe.batch_size):
         with spread(recipe.devices):
             trainer, loss = _trainer(network, logit_of, recipe, packed, rows)
         _compile(trainer, loss, network, recipe, steps)
         with divided(recipe.devices):
             trainer.fit(draws, epochs=2, verbose=0, shuffle=False, callbacks=[clock])
-    except Exception as error:
-        _raise_if_out_of_memory(error, recipe.batch_size)
-        raise
     return clock.seconds / steps
 
 
@@ -234,23 +229,33 @@ def round_to_half(network) -> None:
             variable.assign(value.astype("float16").astype("float32"))
 
 
-def predict_logit(network, packed, rows, *, batch_size: int, rotations: int = 1) -> np.ndarray:
-    """Logits of the framed cells at `rows`, float64 (n,), averaged over `rotations`."""
+def predict_logit(network, packed, rows, *, batch_size: int, rotations: int = 1, report=None) -> np.ndarray:
+    """Logits of the framed cells at `rows`, float64 (n,), averaged over `rotations`.
+
+    Raises:
+        Stopped: `report.stopping()` came true. OutOfMemory: of the device.
+    """
     logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
-    return _predict(logit_of, packed, rows, batch_size, rotations)
+    with memory_told(batch_size):
+        return _predict(logit_of, packed, rows, batch_size, report, rotations)
 
 
-def _predict(logit_of, packed, rows, batch_size: int, rotations: int = 1) -> np.ndarray:
+def _predict(logit_of, packed, rows, batch_size: int, report, rotations: int = 1) -> np.ndarray:
     if not len(rows):
         return np.zeros(0)
+
+    def logits(batch):
+        halt(report)
+        return keras.ops.convert_to_numpy(logit_of.predict_on_batch(batch))[:, 0]
+
     total = np.zeros(len(rows))
     filled = np.resize(rows, -(-len(rows) // batch_size) * batch_size)  # a last batch of another size would be compiled anew
     for turn in range(rotations):
         batches = (packed[filled[i : i + batch_size]] for i in range(0, len(filled), batch_size))
         turned = (rotate_cells(batch, turn) if turn else batch for batch in batches)
         with whole():
-            logits = [keras.ops.convert_to_numpy(logit_of.predict_on_batch(batch))[:, 0] for batch in turned]
-        total += np.concatenate(logits)[: len(rows)].astype("float64")
+            found = [logits(batch) for batch in turned]
+        total += np.concatenate(found)[: len(rows)].astype("float64")
     return total / rotations
 
 
@@ -268,7 +273,7 @@ def _fit_head(network, trainer, recipe: Recipe, draws, loss, report) -> None:
     report.log(f"head trained for {recipe.head_epochs} epochs")
 
 
-def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report) -> None:
+def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report, batch_size: int) -> None:
     """Set the last layer to the logistic regression on the training cells' embeddings, each class and subject weighed as drawn.
 
     An embedding that is a batch norm takes over the embeddings' statistics, so that all features count alike. Where it
@@ -281,13 +286,13 @@ def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report) -> None:
     features_of = keras.Model(network.inputs, embedding.input if normalised else embedding.output)
     started = time.time()
     if report.untouched is None:  # every fold starts from the same network: its features of all cells are computed once
-        report.untouched = _features(features_of, packed, np.arange(len(packed)), recipe.batch_size)
+        report.untouched = _features(features_of, packed, np.arange(len(packed)), batch_size, report)
     width, changes = report.untouched.shape[1], None
     if recipe.probe_imaging:
         few = np.sort(np.random.default_rng(recipe.seed).permutation(rows)[:CHANGED])
         # turned as well, cells would differ by what hides the imaging: measured, docs/decisions/0013
         imaging = augmentation(replace(recipe, flip="", rotate=0, quarter_turns=False, shift=0))
-        changes = _features(features_of, packed, few, recipe.batch_size, imaging) - report.untouched[few]
+        changes = _features(features_of, packed, few, batch_size, report, imaging) - report.untouched[few]
     shift, variance, kernel, bias, iterations = *np.zeros((3, width), "float32"), 0.0, []
     chance = Draws(replace(recipe, sampling="subjects"), packed, cells, rows).chance
     y_true, subjects = cells.y_true[rows], cells.subjects[rows]
@@ -317,10 +322,11 @@ def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report) -> None:
     report.log(f"probe: {width} features of {len(rows)} cells, {took}")
 
 
-def _features(features_of, packed, rows, batch_size: int, augment=()) -> np.ndarray:
+def _features(features_of, packed, rows, batch_size: int, report, augment=()) -> np.ndarray:
     """(n, D) of the cells, each drawn once by `augment`'s layers."""
     found = []
     for i in range(0, len(rows), batch_size):
+        halt(report)
         batch = packed[rows[i : i + batch_size]]
         for layer in augment:
             batch = layer(batch, training=True)
@@ -410,7 +416,8 @@ def _compile(trainer, loss, network, recipe: Recipe, steps: int, split_batch: in
 
 def _optimizer(recipe: Recipe, steps: int, factors: dict[str, float], trainer, split_batch: int):
     rate = _schedule(recipe, steps)
-    common = {"use_ema": True, "ema_momentum": recipe.ema} if recipe.ema else {}
+    # Keras averages after each piece of a batch, also of those that move nothing
+    common = {"use_ema": True, "ema_momentum": recipe.ema ** (1 / split_batch)} if recipe.ema else {}
     if split_batch > 1:
         common["gradient_accumulation_steps"] = split_batch
     kind = {
@@ -462,8 +469,9 @@ class _StopOnly(keras.callbacks.Callback):
 class _Watch(keras.callbacks.Callback):
     """Progress after each batch; after each epoch the validation figures, the best weights, and all that a resume needs."""
 
-    def __init__(self, network, logit_of, recipe, cells, part, folder, report, draws):
+    def __init__(self, network, logit_of, recipe, cells, part, folder, report, draws, split_batch=1):
         super().__init__()
+        self.split_batch = split_batch
         self.network, self.logit_of, self.recipe, self.cells = network, logit_of, recipe, cells
         self.part, self.folder, self.report, self.draws = part, folder, report, draws
         self.epoch, self.best, self.best_epoch, self.seconds, self.bar = 0, None, 0, 0.0, None
@@ -525,7 +533,7 @@ class _Watch(keras.callbacks.Callback):
             self.network.set_weights([w.copy() for w in self.network.get_weights()])
         figures = self._validate()
         score = figures[f"validation_{self.recipe.watch}"] if len(self.part.validation) else float(self.epoch)
-        gain = -score if self.recipe.watch == "loss" and len(self.part.validation) else score
+        gain = self._gain(score)
         finite = all(np.isfinite(w).all() for w in self.network.get_weights())
         if finite and np.isfinite(gain) and (self.best is None or gain > self._gain(self.best)):
             self.best, self.best_epoch = score, self.epoch
@@ -563,7 +571,8 @@ class _Watch(keras.callbacks.Callback):
         rows = self.part.validation
         if not len(rows):
             return dict.fromkeys(HISTORY[4:8], float("nan"))
-        y_true, logit = self.cells.y_true[rows], _predict(self.logit_of, self.draws.packed, rows, self.recipe.batch_size)
+        y_true = self.cells.y_true[rows]
+        logit = _predict(self.logit_of, self.draws.packed, rows, self.draws.batch_size, self.report)
         if not np.isfinite(logit).all():
             return dict.fromkeys(HISTORY[4:8], float("nan"))
         p_all, subjects = 1 / (1 + np.exp(-logit)), self.cells.subjects[rows]
@@ -590,7 +599,7 @@ class _Watch(keras.callbacks.Callback):
 
     def _save(self) -> None:
         state = {f"v{i}": np.asarray(keras.ops.convert_to_numpy(v)) for i, v in enumerate(self._variables())}
-        told = {"epoch": self.epoch, "best": self.best, "best_epoch": self.best_epoch, "seconds": self.seconds}
+        told = {name: getattr(self, name) for name in ("epoch", "best", "best_epoch", "seconds", "split_batch")}
         save_arrays(self.folder / "last.npz", state | {"told": np.array(json.dumps(told))})
 
     def restore(self) -> None:
@@ -604,6 +613,15 @@ class _Watch(keras.callbacks.Callback):
     def _variables(self) -> list:
         """Weights, statistics, the seeds of augmentation and dropout, and the optimizer's own."""
         return [*self.model.variables, *self.model.optimizer.variables]
+
+
+def split_of(folder: Path) -> int:
+    """The `split_batch` of the fit that goes on from `folder`; 1 where one begins. With another, its optimizer holds other
+    variables."""
+    if not (folder / "last.npz").exists():
+        return 1
+    with np.load(folder / "last.npz") as state:
+        return json.loads(str(state["told"])).get("split_batch", 1)
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -639,8 +657,21 @@ def _standardise(network, packed, rows) -> None:
             layer.finalize_state()
 
 
-def _raise_if_out_of_memory(error: Exception, batch_size: int) -> None:
-    """Each backend has its own error class; all of them say so in words."""
-    said = f"{type(error).__name__} {error}".lower()
-    if any(word in said for word in ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory")):
-        raise OutOfMemory(f"The device has too little memory for batches of {batch_size} cells.") from error
+@contextlib.contextmanager
+def memory_told(batch_size: int):
+    """Inside, a device's lack of memory is OutOfMemory. Each backend has its own error class; all of them say so in words."""
+    try:
+        yield
+    except OutOfMemory:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__} {error}".lower()
+        if any(word in said for word in ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory")):
+            raise OutOfMemory(f"The device has too little memory for batches of {batch_size} cells.") from error
+        raise
+
+
+def halt(report) -> None:
+    """Raise Stopped if a person asked for it; what takes long without a training step calls this between batches."""
+    if report and report.stopping():
+        raise Stopped("Stopped. Networks that are complete are kept; the one in the making begins anew.")

@@ -7,6 +7,8 @@ convolutions by ridge regression to what MobileNetV2 has at the same place. docs
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 from keras import ops
@@ -34,7 +36,9 @@ _BATCH = 50
 _BLACK = 0.05  # weight of a place off the cell, beside 1 on it
 
 
-def grow(network, recipe: Recipe, packed: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+def grow(
+    network, recipe: Recipe, packed: np.ndarray, rows: np.ndarray, *, pause: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Set the EfficientNetB3 inside `network` to compute what the MobileNetV2 of `recipe.grow_from` does.
 
     Args:
@@ -43,6 +47,7 @@ def grow(network, recipe: Recipe, packed: np.ndarray, rows: np.ndarray) -> dict[
             may as well hold for other stains than the training subjects'. Its seed chooses them, and what MobileNetV2 has no
             counterpart for.
         packed, rows: uint8 (n, S, S, 3), and the positions whose pictures may be looked at.
+        pause: called between batches; may raise.
     Returns:
         Stage -> correlation of its output with MobileNetV2's over the cells' places, mean over channels.
     Raises:
@@ -59,14 +64,14 @@ def grow(network, recipe: Recipe, packed: np.ndarray, rows: np.ndarray) -> dict[
         for layer in layers:
             cells = layer(cells, training=True)
         seen.append(ops.convert_to_numpy(cells).astype("float32"))
-    return _Growth(network, recipe.grow_from, np.concatenate(seen), rng).run()
+    return _Growth(network, recipe.grow_from, np.concatenate(seen), rng, pause).run()
 
 
 class _Growth:
     """Two streams of maps of the same cells, `old` in MobileNetV2 and `new` in the network that grows, at the same depth."""
 
-    def __init__(self, network, weights: str, cells: np.ndarray, rng):
-        self.network, self.rng = network, rng
+    def __init__(self, network, weights: str, cells: np.ndarray, rng, pause: Callable[[], None]):
+        self.network, self.rng, self.pause = network, rng, pause
         self.teacher = find_architecture("mobilenet_v2").build(input_size=cells.shape[1], weights=weights)
         self.names, self.old_names = ([layer.name for layer in net.layers] for net in (network, self.teacher))
         self.old = self.new = cells
@@ -213,6 +218,7 @@ class _Growth:
 
     def _batches(self):
         for i in range(0, len(self.old), _BATCH):
+            self.pause()
             yield self.old[i : i + _BATCH], self.new[i : i + _BATCH], self.inside[i : i + _BATCH]
 
     @staticmethod

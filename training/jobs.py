@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,7 +33,7 @@ from model_zoo import Card, runs_folder
 from training.data import Cells, split_into_folds, split_official
 from training.devices import virtual_devices
 from training.errors import DataError, RecipeError, RunError, Stopped
-from training.recipe import Recipe, write_recipe
+from training.recipe import Recipe, read_recipe, write_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
@@ -93,7 +92,7 @@ class Run:
         """The recipe as it runs; None where it cannot be read."""
         kept = self.folder / "recipe.toml"
         with contextlib.suppress(RecipeError):
-            return parse_recipe(kept if kept.exists() else Path(self.told.get("recipe", "")))
+            return read_recipe(kept if kept.exists() else Path(self.told.get("recipe", "")), variants=False)
 
     @property
     def card(self) -> Card:
@@ -147,11 +146,11 @@ def list_runs() -> list[Run]:
 
 
 def _read_run(folder: Path) -> Run:
-    told, message = _read_json(folder / "run.json"), ""
+    told, message = read_json(folder / "run.json"), ""
     state = told.get("state", "crashed")
     if state in ("queued", "running"):
         if not is_alive(folder):
-            told = _read_json(folder / "run.json")  # it may have ended between the two looks
+            told = read_json(folder / "run.json")  # it may have ended between the two looks
             state = told.get("state", "crashed")
             if state in ("queued", "running"):
                 state, message = "crashed", WITHOUT_A_WORD
@@ -162,7 +161,7 @@ def _read_run(folder: Path) -> Run:
         state=state,
         message=message or told.get("message", ""),
         told=told,
-        progress=_read_json(folder / "progress.json"),
+        progress=read_json(folder / "progress.json"),
     )
 
 
@@ -181,7 +180,7 @@ def _lock(folder: Path) -> FileLock:
     return FileLock(folder / "lock")
 
 
-def _read_json(file: Path) -> dict:
+def read_json(file: Path) -> dict:
     """{} where there is none; files are replaced whole, so none is ever half-written."""
     try:
         found = json.loads(file.read_text("utf-8"))
@@ -262,7 +261,7 @@ def hold_device(folder: Path, *, resume: bool, devices: int = 1, log: Callable[[
         raise RunError(f"{folder} is running already, in another process.") from None
     held, unused = {}, False
     try:
-        known = _read_json(folder / "run.json")
+        known = read_json(folder / "run.json")
         if resume and not known:
             raise RunError(f"{folder} holds no run. Start one: python -m training RECIPE --out {folder}")
         if resume and known["state"] == "finished":
@@ -279,7 +278,7 @@ def hold_device(folder: Path, *, resume: bool, devices: int = 1, log: Callable[[
             write_json(folder / "run.json", waiting | {"holds": list(held)})
             yield list(held)
         except BaseException as error:
-            if _read_json(folder / "run.json").get("state") == "queued":  # it never came to say more
+            if read_json(folder / "run.json").get("state") == "queued":  # it never came to say more
                 stopped = isinstance(error, Stopped | KeyboardInterrupt)
                 message = str(error) or type(error).__name__
                 ended = {"state": "stopped" if stopped else "failed", "message": message, "ended": _now()}
@@ -337,9 +336,13 @@ def _take(devices: int) -> dict[str, FileLock]:
 
 
 @contextlib.contextmanager
-def free_device():
-    """Hold a device for a short while; yields its name, or None while runs hold them all."""
-    held = _take(1)
+def free_device(devices: int = 1):
+    """Hold so many devices for a short while; yields the first one's name, or None while runs hold too many of them.
+
+    Raises:
+        RunError: the machine has fewer.
+    """
+    held = _take(devices)
     try:
         yield next(iter(held), None)
     finally:
@@ -351,9 +354,9 @@ def gpus() -> list[dict]:
     """GPUs that a process started here would see, as nvidia-smi tells them; [] where there is none.
 
     Returns:
-        {index, uuid, name, memory_mb, used_mb, busy_percent} for each; a figure that the driver withholds is None.
+        {index, uuid, name, memory_mb, used_mb, busy_percent, capability} for each; a figure that the driver withholds is None.
     """
-    fields = ("index", "uuid", "name", "memory.total", "memory.used", "utilization.gpu")
+    fields = ("index", "uuid", "name", "memory.total", "memory.used", "utilization.gpu", "compute_cap")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -362,8 +365,9 @@ def gpus() -> list[dict]:
     found = []
     for row in csv.reader(answer.splitlines(), skipinitialspace=True):
         index, uuid, name, *figures = row
-        total, used, busy = (float(f) if f.replace(".", "").isdigit() else None for f in figures)
-        found.append({"index": index, "uuid": uuid, "name": name, "memory_mb": total, "used_mb": used, "busy_percent": busy})
+        numbers = (float(f) if f.replace(".", "").isdigit() else None for f in figures)
+        told = dict(zip(("memory_mb", "used_mb", "busy_percent", "capability"), numbers, strict=True))
+        found.append({"index": index, "uuid": uuid, "name": name} | told)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found
@@ -492,6 +496,19 @@ def _claim(name: str) -> Path:
     raise RunError(f"There are a thousand runs named {plain!r}. Choose another name.")
 
 
+def run_in_turn(commands: dict[str, list[str]], log: Callable[[str], None]) -> None:
+    """`python -m training` with each of these arguments, in a process of its own: its memory, a GPU's too, is given back."""
+    found = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    for number, (name, arguments) in enumerate(commands.items(), 1):
+        log(f"{number} of {len(commands)}: {name}")
+        process = subprocess.Popen([sys.executable, "-m", "training", *arguments], env=os.environ | {"PYTHONPATH": found})
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted too, and writes down where it was
+            raise
+
+
 def _launch(folder: Path, arguments: list[str]) -> None:
     """Start `python -m training` in a session of its own, and wait until it has taken the run over."""
     with (folder / "terminal.txt").open("ab") as terminal:
@@ -504,24 +521,18 @@ def _launch(folder: Path, arguments: list[str]) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    while process.poll() is None and _read_json(folder / "run.json").get("pid") != process.pid:
+    while process.poll() is None and read_json(folder / "run.json").get("pid") != process.pid:
         time.sleep(0.05)
-    if process.poll() not in (None, 0) and _read_json(folder / "run.json").get("pid") != process.pid:
+    if process.poll() not in (None, 0) and read_json(folder / "run.json").get("pid") != process.pid:
         said = _tail(folder / "terminal.txt", 3) or f"exit code {process.returncode}"
         raise RunError(f"The run could not start: {said.removeprefix('error: ')}")
 
 
 def shipped_recipes() -> dict[str, Recipe]:
     """The recipes of training/recipes/ by file name, without `.toml`."""
-    return {file.stem: parse_recipe(file) for file in sorted((REPOSITORY / "training" / "recipes").glob("*.toml"))}
-
-
-def parse_recipe(file: Path) -> Recipe:
-    """`read_recipe` without the look at the architecture's variants, which would import Keras; the run has that look."""
-    try:
-        return Recipe(**tomllib.loads(file.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RecipeError(f"{file} cannot be read as a recipe: {error}") from error
+    return {
+        file.stem: read_recipe(file, variants=False) for file in sorted((REPOSITORY / "training" / "recipes").glob("*.toml"))
+    }
 
 
 def describe_split(recipe: Recipe, cells: Cells) -> str:
@@ -621,4 +632,4 @@ def try_recipe(recipe: Recipe, data: Path, *, tiny: bool = False) -> dict:
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise RunError(f"The recipe could not be tried: {said[-1].removeprefix('error: ')}")
-        return _read_json(Path(folder) / "told.json") | {"picture": (Path(folder) / "cells.png").read_bytes()}
+        return read_json(Path(folder) / "told.json") | {"picture": (Path(folder) / "cells.png").read_bytes()}

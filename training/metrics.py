@@ -76,33 +76,17 @@ def bootstrap_metrics(y_true, p_all, subjects, threshold, *, draws: int = 2000, 
     ALL and HEM subjects are drawn apart, with replacement, so that every draw holds both classes. `subject_accuracy` is
     the mean over subjects of the share of their cells called right (paper 002, Fig. 3).
     """
-    y_true, p_all, subjects = np.asarray(y_true), np.asarray(p_all), np.asarray(subjects)
-    threshold = np.broadcast_to(threshold, p_all.shape)
-    right = (p_all >= threshold) == (y_true == 1)
+    y_true, p_all = np.asarray(y_true), np.asarray(p_all, float)
+    index, times = _times_drawn(y_true, subjects, draws, seed)
+    return _with_intervals(_of_draws(times, index, y_true, p_all, threshold))
 
-    def figures(drawn: list[np.ndarray]) -> dict[str, float]:
-        rows = np.concatenate(drawn)
-        by_subject = float(np.mean([right[of].mean() for of in drawn]))
-        return cell_metrics(y_true[rows], p_all[rows], threshold[rows]) | {"subject_accuracy": by_subject}
 
-    by_class = _subjects_by_class(y_true, subjects)
-    samples = [figures(drawn) for drawn in _draw_subjects(by_class, draws, seed)]
+def _with_intervals(figures: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """[estimate, low, high] of figures of the cells as they are, then of every draw."""
     return {
-        name: [round(float(v), 4) for v in (value, *np.nanpercentile([s[name] for s in samples], [2.5, 97.5]))]
-        for name, value in figures([rows for group in by_class for rows in group]).items()
+        name: [round(float(v), 4) for v in (values[0], *np.nanpercentile(values[1:], [2.5, 97.5]))]
+        for name, values in figures.items()
     }
-
-
-def _subjects_by_class(y_true, subjects) -> list[list[np.ndarray]]:
-    """Rows of each ALL subject, rows of each HEM subject."""
-    rows_of = [np.flatnonzero(subjects == s) for s in np.unique(subjects)]
-    return [group for value in (1, 0) if (group := [rows for rows in rows_of if y_true[rows[0]] == value])]
-
-
-def _draw_subjects(by_class: list[list[np.ndarray]], draws: int, seed: int):
-    rng = np.random.default_rng(seed)
-    for _ in range(draws):
-        yield [group[i] for group in by_class for i in rng.integers(0, len(group), len(group))]
 
 
 def fit_temperature(y_true, logit) -> float:
@@ -166,22 +150,18 @@ def paired_difference(
     y_true = np.asarray(y_true)
     index, times = _times_drawn(y_true, subjects, draws, seed)
     found = [_of_draws(times, index, y_true, np.asarray(p), t) for p, t in zip((p_a, p_b), thresholds, strict=True)]
-    return {
-        name: [round(float(v), 4) for v in (gap[0], *np.nanpercentile(gap[1:], [2.5, 97.5]))]
-        for name in found[0]
-        for gap in [found[1][name] - found[0][name]]
-    }
+    return _with_intervals({name: found[1][name] - found[0][name] for name in ("auroc", "accuracy", "weighted_f1")})
 
 
 def _times_drawn(y_true: np.ndarray, subjects, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Each cell's subject (n,), and how often every draw took each subject (draws + 1, S); row 0 takes each once."""
     names, index = np.unique(subjects, return_inverse=True)
     kind = np.array([y_true[index == i][0] for i in range(len(names))])
-    rng = np.random.default_rng(seed)
-    times = np.ones((draws + 1, len(names)))
-    for value in (0, 1):
-        n = int((kind == value).sum())
-        times[1:, kind == value] = rng.multinomial(n, np.full(n, 1 / n), size=draws) if n else 0
+    groups = [group for value in (1, 0) if len(group := np.flatnonzero(kind == value))]
+    rng, times = np.random.default_rng(seed), np.ones((draws + 1, len(names)))
+    for draw in range(1, draws + 1):
+        for group in groups:
+            times[draw, group] = np.bincount(rng.integers(0, len(group), len(group)), minlength=len(group))
     return index, times
 
 
@@ -216,22 +196,40 @@ def reliability(y_true, p_all, subjects, *, bins: int = 10, draws: int = 2000, s
 
 
 def _of_draws(times, index, y_true, p_all, threshold) -> dict[str, np.ndarray]:
-    """Figures of every draw, from counts by subject: `times` (draws, S); each figure (draws,)."""
+    """Figures of every draw, from sums by subject: `times` (draws, S); each figure (draws,)."""
     positive, called, size = y_true == 1, p_all >= threshold, times.shape[1]
+
+    def total(values):
+        """Of every draw, from a number for each cell."""
+        return times @ np.bincount(index, values, minlength=size)
+
     wins = np.zeros((size, size))  # over ALL cells of one subject and HEM cells of another: which scores higher
     for other in range(size):
         scores = np.sort(p_all[(index == other) & ~positive])
         rank = (np.searchsorted(scores, p_all[positive], "left") + np.searchsorted(scores, p_all[positive], "right")) / 2
         wins[:, other] = np.bincount(index[positive], rank, minlength=size)
-    tp, fn, fp, tn = (
-        times @ np.bincount(index[of], minlength=size)
-        for of in (positive & called, positive & ~called, ~positive & called, ~positive & ~called)
-    )
-    n = tp + fn + fp + tn
+    tp, fn, fp, tn = map(total, (positive & called, positive & ~called, ~positive & called, ~positive & ~called))
+    n_all, n_hem = tp + fn, fp + tn
+    n = n_all + n_hem
+    place = index * ECE_BINS + np.minimum((p_all * ECE_BINS).astype(int), ECE_BINS - 1)
+    gaps = times @ np.bincount(place, p_all - y_true, minlength=size * ECE_BINS).reshape(size, ECE_BINS)
+    right = np.bincount(index, called == positive, minlength=size) / np.bincount(index, minlength=size)
+
+    def weighted(of_all, of_hem):
+        return (np.nan_to_num(of_all) * n_all + np.nan_to_num(of_hem) * n_hem) / n
+
     with np.errstate(invalid="ignore", divide="ignore"):
         f1_all, f1_hem = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
         return {
-            "auroc": ((times @ wins) * times).sum(axis=1) / ((tp + fn) * (fp + tn)),
+            "auroc": ((times @ wins) * times).sum(axis=1) / (n_all * n_hem),
+            "sensitivity": tp / n_all,
+            "specificity": tn / n_hem,
             "accuracy": (tp + tn) / n,
-            "weighted_f1": (f1_all * (tp + fn) + f1_hem * (fp + tn)) / n,
+            "f1": f1_all,
+            "weighted_f1": weighted(f1_all, f1_hem),
+            "weighted_precision": weighted(tp / (tp + fp), tn / (tn + fn)),
+            "weighted_recall": weighted(tp / n_all, tn / n_hem),
+            "brier": total((p_all - y_true) ** 2) / n,
+            "ece": np.abs(gaps).sum(axis=1) / n,
+            "subject_accuracy": times @ right / times.sum(axis=1),
         }

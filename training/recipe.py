@@ -157,6 +157,8 @@ class Recipe:
             "weight_decay",
             "patience",
             "momentum",
+            "subject_power",
+            "seed",
         ):
             if not getattr(self, name) >= 0:
                 raise RecipeError(f"{name} must not be below 0. Received: {name}={getattr(self, name)!r}")
@@ -180,6 +182,8 @@ class Recipe:
             raise RecipeError(f"Folds for training, validation and test need folds >= 3. Received: folds={self.folds!r}")
         if not all(isinstance(k, int) and 0 <= k < self.folds for k in self.test_folds):
             raise RecipeError(f"test_folds must lie in 0..{self.folds - 1}. Received: test_folds={self.test_folds!r}")
+        if len(set(self.test_folds)) < len(self.test_folds):
+            raise RecipeError(f"test_folds must name each fold once. Received: test_folds={self.test_folds!r}")
         if not all(isinstance(k, int) and 0 <= k < self.folds for k in self.teach_without):
             raise RecipeError(f"teach_without must lie in 0..{self.folds - 1}. Received: teach_without={self.teach_without!r}")
         if self.probe_imaging and not (self.probe and (self.stain or self.gamma or self.blur)):
@@ -192,6 +196,8 @@ class Recipe:
             raise RecipeError(f'folds_by names folds of protocol = "by_subject". Received: protocol={self.protocol!r}')
         if self.teach_epochs and not self.teacher:
             raise RecipeError(f"teach_epochs needs a teacher. Received: teach_epochs={self.teach_epochs!r}, teacher=''")
+        if not all(isinstance(share, int | float) for share in self.shares):
+            raise RecipeError(f"shares must be numbers. Received: shares={self.shares!r}")
         if len(self.shares) != 3 or min(self.shares) < 0 or self.shares[0] <= 0 or abs(sum(self.shares) - 1) > 1e-6:
             raise RecipeError(f"shares must be [training, validation, test], adding up to 1. Received: shares={self.shares!r}")
         if self.protocol == "image_level" and not (self.shares[1] or self.shares[2]):
@@ -227,9 +233,11 @@ class Recipe:
         )
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, *, variants: bool = True) -> Recipe:
     """Read and check a recipe.
 
+    Args:
+        variants: whether to look for the architecture's variant in its file, which imports Keras; else only for the file.
     Raises:
         RecipeError: unreadable, an unknown or missing key (the nearest is offered), a value of the wrong type.
         UnknownArchitectureError: no such file in model_zoo/.
@@ -238,7 +246,7 @@ def read_recipe(path: Path) -> Recipe:
         values = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
-    return make_recipe(values, origin=str(path))
+    return make_recipe(values, origin=str(path), variants=variants)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
@@ -254,8 +262,8 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     Path(path).write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def make_recipe(values: dict, *, origin: str = "recipe") -> Recipe:
-    """Check `values`, the keys of a recipe; messages begin with `origin`. Raises as `read_recipe`."""
+def make_recipe(values: dict, *, origin: str = "recipe", variants: bool = True) -> Recipe:
+    """Check `values`, the keys of a recipe; messages begin with `origin`. `variants` and what it raises as `read_recipe`."""
     fields = {f.name: f for f in dataclasses.fields(Recipe)}
     types = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict, "list": list}
     for key, value in values.items():
@@ -273,7 +281,8 @@ def make_recipe(values: dict, *, origin: str = "recipe") -> Recipe:
     ]
     if missing:
         raise RecipeError(f"{origin}: missing {', '.join(missing)}.")
-    if values["architecture"] not in model_zoo.architecture_names():
+    name = values["architecture"] if variants else values["architecture"].partition(".")[0]
+    if name not in model_zoo.architecture_names():
         model_zoo.find_architecture(values["architecture"])  # raises, and offers the nearest name
     try:
         return Recipe(**values)

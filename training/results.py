@@ -15,8 +15,8 @@ from pathlib import Path
 
 import model_zoo
 from model_zoo import BlastoscopeError, Card
-from training.jobs import parse_recipe, shipped_recipes
-from training.recipe import Recipe
+from training.jobs import shipped_recipes
+from training.recipe import Recipe, read_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = REPOSITORY / "training" / "recipes"
@@ -114,7 +114,10 @@ REPORTED: dict[str, tuple[Reported, ...]] = {
     "inception_v3.allnet_baseline": _by_image("003", 0.7011, auroc=0.5),
     "efficientnet_b3": _by_image("004", 0.9775, "test part"),
 }
-REPORTED |= {f"{name}.pooled": REPORTED[name] for name in ("allnet", "efficientnet_b3")}  # their backbones, read by us
+# Their backbones, read by us.
+REPORTED |= {
+    name: REPORTED[name.partition(".")[0]] for name in ("allnet.pooled", "efficientnet_b3.pooled", "efficientnet_b3.turned")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +224,7 @@ def _settings(system: System) -> dict | None:
     """What a recipe sets apart from how cells are divided; None without a recipe."""
     if not system.recipe.exists():
         return None
-    recipe = parse_recipe(system.recipe)
+    recipe = read_recipe(system.recipe, variants=False)
     return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(Recipe) if f.name not in _DIVISION}
 
 

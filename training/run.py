@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -38,10 +39,11 @@ from training.data import (
     split_official,
     verify_cells,
 )
-from training.devices import find_devices, keep_compiled, spread
+from training.devices import find_devices, keep_compiled, list_devices, spread
 from training.errors import DataError, OutOfMemory, RunError, Stopped
-from training.fit import Part, append_rows, build_network, fit, predict_logit, save_arrays
+from training.fit import Draws, Part, append_rows, build_network, fit, halt, memory_told, predict_logit, save_arrays, split_of
 from training.growth import grow
+from training.jobs import gpus, write_json
 from training.metrics import bootstrap_metrics, fit_temperature, youden_threshold
 from training.recipe import Recipe, make_recipe, read_recipe, write_recipe
 
@@ -178,7 +180,7 @@ class Run:
         cells = index_cells(self.data)
         if tiny:
             cells = _thinned(cells)
-        cells, self.findings = verify_cells(cells, cache=_cache(), progress=_every(500, "looked at", self._say))
+        cells, self.findings = verify_cells(cells, cache=_cache(), progress=self._every(500, "looked at", self._say))
         return cells
 
     # --- what fit() reports to ---
@@ -190,12 +192,12 @@ class Run:
 
     def told(self, **changes) -> None:
         self._told |= changes
-        _write_json(self.folder / "run.json", self._told)
+        write_json(self.folder / "run.json", self._told)
 
     def progress(self, **values) -> None:
         self._progress |= values
         if time.time() - self._written >= 1 or values.get("batch") == values.get("batches"):
-            _write_json(self.folder / "progress.json", self._progress)
+            write_json(self.folder / "progress.json", self._progress)
             self._written = time.time()
 
     def history(self, row: dict) -> None:
@@ -211,13 +213,23 @@ class Run:
         """Whether the network in training is to end with its best epoch so far; the next one trains in full."""
         return (self.folder / "finish").exists()
 
+    def _every(self, step: int, verb: str, log) -> Callable[[int, int], None]:
+        """What reading cells one by one reports to."""
+
+        def progress(done: int, total: int) -> None:
+            halt(self)
+            if done % step == 0 or done == total:
+                log(f"{verb} {done} of {total}")
+
+        return progress
+
     # --- the run itself ---
 
     def _train(self, cells: Cells, parts: list[Part]) -> Card:
         for sentence in self.findings:
             self.log(sentence)
         self._preparing(0, parts)
-        packed, _ = pack_cells(cells, self.recipe.framing, cache=_cache(), progress=_every(500, "packed", self.log))
+        packed = pack_cells(cells, self.recipe.framing, cache=_cache(), progress=self._every(500, "packed", self.log))
         for side in ("training", "validation", "test"):
             chosen = np.isin(np.arange(len(cells)), getattr(parts[0], side))
             self.log(f"{parts[0].name} {side:10} {_counted(cells.count(chosen))}")
@@ -260,9 +272,9 @@ class Run:
             recipe = replace(recipe, teach_epochs=0, teacher="")
         folder.mkdir(exist_ok=True)
         if not (folder / "held.npz").exists():
-            network = self._fit(packed, cells, part, recipe, folder)
+            network, batch_size = self._fit(packed, cells, part, recipe, folder)
             rows = np.concatenate([part.validation, part.test])
-            logit = predict_logit(network, packed, rows, batch_size=recipe.batch_size, rotations=recipe.rotations)
+            logit = predict_logit(network, packed, rows, batch_size=batch_size, rotations=recipe.rotations, report=self)
             logits = dict(zip(("validation", "test"), np.split(logit, [len(part.validation)]), strict=True))
             write_onnx(network, folder / WEIGHTS)
             save_arrays(folder / "held.npz", logits)
@@ -275,54 +287,66 @@ class Run:
         for file in (folder / "last.npz", self.folder / "finish"):
             file.unlink(missing_ok=True)
 
-    def _fit(self, packed, cells, part, recipe, folder):
-        split_batch = 1
+    def _fit(self, packed, cells, part, recipe, folder) -> tuple[keras.Model, int]:
+        """The network, and how many cells at a time the device has memory for."""
+        split_batch = split_of(folder)
         while True:
-            keras.backend.clear_session()
-            keras.utils.set_random_seed(recipe.seed)
-            began = time.time()
-            precision = precision_of(recipe.precision) if recipe.epochs else "float32"  # what only reads is exact
-            with precise(precision):
-                with spread(recipe.devices):
-                    network = build_network(recipe)
-                taught = self._taught is not None
-                if taught:
-                    network.set_weights(self._taught)
-                    refresh(network.layers)
-                if recipe.grow_from and not (folder / "last.npz").exists():
-                    self.untouched = None  # of another fold's network
-                    told = grow(network, recipe, packed, part.training)
-                    alike = ", ".join(f"{stage} {r:.3f}" for stage, r in told.items())
-                    self.log(f"{part.name}: grown; correlation with what it grew from: {alike}")
-                try:
-                    fit(network, recipe, packed, cells, part, folder, self, split_batch=split_batch, taught=taught, began=began)
-                    return network if precision == "float32" else _in_float32(network, recipe)
-                except OutOfMemory as error:
-                    split_batch *= 2
-                    smaller = recipe.batch_size // split_batch
-                    if not smaller or smaller % recipe.devices:
-                        raise
-                    for file in ("last.npz", "best.npz"):
-                        (folder / file).unlink(missing_ok=True)
-                    self.log(f"{error} It starts again with {smaller} at a time, {split_batch} times a step.")
+            batch_size = recipe.batch_size // split_batch
+            try:
+                with memory_told(batch_size):
+                    return self._fit_once(packed, cells, part, recipe, folder, split_batch), batch_size
+            except OutOfMemory as error:
+                split_batch *= 2
+                smaller = recipe.batch_size // split_batch
+                if not smaller or smaller % recipe.devices:
+                    raise
+                for file in ("last.npz", "best.npz"):
+                    (folder / file).unlink(missing_ok=True)
+                self._forget(part.name)
+                self.log(f"{error} It starts again with {smaller} at a time, {split_batch} times a step.")
+
+    def _fit_once(self, packed, cells, part, recipe, folder, split_batch: int):
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(recipe.seed)
+        began = time.time()
+        precision = precision_of(recipe.precision) if recipe.epochs else "float32"  # what only reads is exact
+        with precise(precision):
+            with spread(recipe.devices):
+                network = build_network(recipe)
+            taught = self._taught is not None
+            if taught:
+                network.set_weights(self._taught)
+                refresh(network.layers)
+            if recipe.grow_from and not (folder / "last.npz").exists():
+                self.untouched = None  # of another fold's network
+                told = grow(network, recipe, packed, part.training, pause=lambda: halt(self))
+                alike = ", ".join(f"{stage} {r:.3f}" for stage, r in told.items())
+                self.log(f"{part.name}: grown; correlation with what it grew from: {alike}")
+            fit(network, recipe, packed, cells, part, folder, self, split_batch=split_batch, taught=taught, began=began)
+            return network if precision == "float32" else _in_float32(network, recipe)
+
+    def _forget(self, name: str) -> None:
+        """Drop what the tables hold of a fit that begins anew."""
+        for file in (self.folder / "history.csv", self.folder / "subjects.csv"):
+            if file.exists():
+                kept = [row for row in _read_rows(file) if row["fold"] != name]
+                file.unlink()
+                if kept:
+                    append_rows(file, kept)
 
     def _refit(self, packed, cells: Cells, parts: list[Part], results: list[dict]) -> dict:
         """The network that is served: all subjects train it, for as many epochs as the folds did best with, at the median."""
-        best = [_best_epoch(self.folder, part.name, self.recipe) for part in parts]
+        best = [_best_epoch(self.folder, part, self.recipe) for part in parts]
         epochs = max(1, round(float(np.median(best)))) if self.recipe.epochs else 0
         self.log(f"refit on all subjects for {epochs} epochs; the folds did best with {best}")
-        rows, none = (
-            np.unique(np.concatenate([np.concatenate([p.training, p.validation, p.test]) for p in parts])),
-            np.zeros(0, int),
-        )
-        part = Part(name="all", training=rows, validation=none, test=none)
+        part = Part(name="all", training=_all_rows(parts), validation=np.zeros(0, int), test=np.zeros(0, int))
         return self._one(packed, cells, part, replace(self.recipe, epochs=epochs, patience=0))
 
     def _finish(self, cells: Cells, parts: list[Part], results: list[dict], served: dict | None) -> Card:
         """Calibrate, measure, and write the checkpoint's files, the card last: with it, the folder is a checkpoint."""
         reported = "test" if any(len(part.test) for part in parts) else "validation"
         balanced = not self.recipe.epochs
-        calibrations = calibrate_parts(cells, parts, results, balanced=balanced)
+        calibrations = calibrate_parts(cells, parts, results, reported, balanced=balanced)
         rows, logit, p_all, threshold, fold = pool_parts(parts, results, calibrations, reported)
         if len(parts) == 1:
             temperature, operating_point = calibrations[0]
@@ -343,17 +367,17 @@ class Run:
         recipe, y_true, subjects = self.recipe, cells.y_true[rows], cells.subjects[rows]
         metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
         history = _read_rows(self.folder / "history.csv")
-        steps = max(1, (recipe.draws_per_epoch or len(parts[0].training)) // recipe.batch_size)
         sentence = SENTENCES[recipe.protocol]
         if recipe.folds_by == "stain":
             sentence += " Folds are by stain, from the subjects with the darkest cells to those with the lightest."
         elif recipe.folds_by == "chance":
-            sentence += " Which subjects lie in which fold was drawn by chance, as many of a class in each."
+            sentence += " Which subjects lie in which fold was drawn by chance, as many groups of them of a class in each."
         if reported == "validation":
             sentence += " The cells that chose the epoch are the ones reported, as in the paper."
         if recipe.refit:
+            unit = "cell" if recipe.protocol == "image_level" else "subject"
             sentence += (
-                " Each figure is of a network that did not see the subject; the one served was then trained on all of them."
+                f" Each figure is of a network that did not see the {unit}; the one served was then trained on all of them."
             )
         epochs = [row for row in history if row["fold"] not in ("all", "taught")]
         seen = []
@@ -397,8 +421,8 @@ class Run:
             },
             training={
                 "epochs": recipe.epochs,
-                "best_epoch": int(np.median([_best_epoch(self.folder, part.name, recipe) for part in parts])),
-                "cells_drawn": sum(row["epoch"] != "0" for row in history) * steps * recipe.batch_size,
+                "best_epoch": int(np.median([_best_epoch(self.folder, part, recipe) for part in parts])),
+                "cells_drawn": self._cells_drawn(cells, parts, history),
                 "networks": len(parts) + recipe.refit,
                 "hours": round(sum(_seconds(history, name) for name in {row["fold"] for row in history}) / 3600, 4),
                 "device": self._told["device"],
@@ -407,7 +431,9 @@ class Run:
                 "validation_auroc": _mean([float(row["validation_auroc"]) for row in epochs]) if epochs else None,
             },
             metrics=metrics,
-            operating_points=operating_points(metrics, operating_point, balanced=not recipe.epochs),
+            operating_points=operating_points(
+                metrics, operating_point, _how_chosen(parts, reported, balanced=not recipe.epochs)
+            ),
             temperature=temperature,
             rotations=recipe.rotations,
             subjects=subject_rows(y_true, subjects, p_all >= threshold),
@@ -422,6 +448,22 @@ class Run:
             licence="CC BY 4.0 (weights); trained on CC BY 3.0 data",
             versions=self._told["versions"],
         )
+
+    def _cells_drawn(self, cells: Cells, parts: list[Part], history: list[dict]) -> int:
+        """Over all epochs of all networks, those of a head alone too."""
+        recipe, training = self.recipe, {part.name: part.training for part in parts} | {"all": _all_rows(parts)}
+        if recipe.teach_epochs:
+            training["taught"] = shown_unlabelled(cells, parts, recipe)
+        epochs = Counter(row["fold"] for row in history if row["epoch"] != "0")
+        drawn = 0
+        for name, count in epochs.items():
+            draws = Draws(recipe, None, cells, training[name])
+            drawn += (count + recipe.head_epochs * (name != "taught")) * len(draws) * draws.batch_size
+        return drawn
+
+
+def _all_rows(parts: list[Part]) -> np.ndarray:
+    return np.unique(np.concatenate([rows for part in parts for rows in (part.training, part.validation, part.test)]))
 
 
 def divide(cells: Cells, recipe: Recipe) -> list[Part]:
@@ -470,11 +512,20 @@ def _thinned(cells: Cells, each: int = 2) -> Cells:
     return cells.choose(keep)
 
 
-def operating_points(metrics: dict, threshold: float, *, balanced: bool) -> dict:
-    """A card's operating points: one, the default; `balanced` as in `calibrate`."""
-    chosen = "largest sensitivity + specificity, smoothed, on cells not measured; a subject weighs as the root of its cells"
+ESTIMATED = "largest sensitivity + specificity, smoothed, on cells not measured; a subject weighs as the root of its cells"
+BALANCED = "where ALL and HEM are as likely; both classes weigh alike in the regression, so nothing was estimated"
+GIVEN = "P(ALL) .5: there were no cells but those measured to choose it on"
+
+
+def _how_chosen(parts: list[Part], reported: str, *, balanced: bool) -> str:
+    """How `calibrate_parts` came by the operating point, in words."""
     if balanced:
-        chosen = "where ALL and HEM are as likely; both classes weigh alike in the regression, so nothing was estimated"
+        return BALANCED
+    return ESTIMATED if len(parts) > 1 or (reported != "validation" and len(parts[0].validation)) else GIVEN
+
+
+def operating_points(metrics: dict, threshold: float, chosen: str) -> dict:
+    """A card's operating points: one, the default."""
     figures = {name: metrics[name] for name in ("sensitivity", "specificity")}
     return {"default": {"threshold": threshold, "chosen": chosen} | figures}
 
@@ -486,13 +537,15 @@ def subject_rows(y_true, subjects, called) -> list[list]:
     ]
 
 
-def calibrate_parts(cells: Cells, parts: list[Part], results: list[dict], *, balanced: bool) -> list[tuple[float, float]]:
-    """Temperature and threshold for each part, from cells that are not its test cells: its validation cells, or,
-    where it has none, the other parts' held-out ones; `balanced` as in `calibrate`."""
+def calibrate_parts(
+    cells: Cells, parts: list[Part], results: list[dict], reported: str, *, balanced: bool
+) -> list[tuple[float, float]]:
+    """Temperature and threshold for each part, from cells that are not its `reported` ones: its validation cells, or,
+    where it has none, the other parts' held-out ones, else 1 and .5; `balanced` as in `calibrate`."""
     found = []
     for i, (part, result) in enumerate(zip(parts, results, strict=True)):
         others = [j for j in range(len(parts)) if j != i]
-        if len(part.validation):
+        if len(part.validation) and reported != "validation":
             found.append(calibrate(cells, part.validation, result["validation"], balanced=balanced))
         elif others:
             rows = np.concatenate([parts[j].test for j in others])
@@ -545,14 +598,13 @@ def _mask(cells: Cells, rows) -> np.ndarray:
     return np.isin(np.arange(len(cells)), rows)
 
 
-def _best_epoch(folder: Path, name: str, recipe: Recipe) -> int:
-    rows = [row for row in _read_rows(folder / "history.csv") if row["fold"] == name]
-    if not rows:
-        return recipe.epochs
-    if not recipe.validation:
+def _best_epoch(folder: Path, part: Part, recipe: Recipe) -> int:
+    rows = [row for row in _read_rows(folder / "history.csv") if row["fold"] == part.name]
+    if not len(part.validation) or not recipe.epochs:
         return int(rows[-1]["epoch"])  # fewer than the recipe's where it was told to finish
-    best = (min if recipe.watch == "loss" else max)(rows, key=lambda row: float(row[f"validation_{recipe.watch}"]))
-    return int(best["epoch"])
+    scores = {int(row["epoch"]): float(row[f"validation_{recipe.watch}"]) for row in rows}
+    scores = {epoch: score for epoch, score in scores.items() if np.isfinite(score)}  # NaN where an epoch diverged
+    return (min if recipe.watch == "loss" else max)(scores, key=scores.get)
 
 
 def _seconds(history: list[dict], name: str) -> float:
@@ -602,7 +654,10 @@ def precision_of(name: str) -> str:
     """Keras' precision policy: "auto" is mixed precision on a GPU, float32 elsewhere."""
     if name != "auto":
         return name
-    return "mixed_bfloat16" if any("gpu" in d.lower() for d in keras.distribution.list_devices()) else "float32"
+    if not any("gpu" in device.lower() for device in list_devices()):
+        return "float32"
+    # NVIDIA's before Ampere (T4, V100) do not compute bfloat16
+    return "mixed_float16" if any((gpu["capability"] or 8) < 8 for gpu in gpus()) else "mixed_bfloat16"
 
 
 @contextlib.contextmanager
@@ -624,15 +679,5 @@ def _commit() -> str:
     return ""
 
 
-def _write_json(path: Path, value: dict) -> None:
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(json.dumps(value, indent=1), "utf-8")
-    unfinished.replace(path)
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _every(step: int, verb: str, log) -> Callable[[int, int], None]:
-    return lambda done, total: log(f"{verb} {done} of {total}") if done % step == 0 or done == total else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 from model_zoo import runs_folder
 from training import jobs
 from training.compare import read_predictions
+from training.data import index_cells
 from training.errors import RecipeError, RunError, Stopped
 from training.metrics import cell_metrics, paired_difference
 from training.recipe import Recipe, make_recipe, read_recipe, write_recipe
@@ -73,6 +73,7 @@ def sweep(
     """
     if ray is not None:
         _import_ray()
+    index_cells(data)
     out = Path(out or runs_folder() / "sweeps" / "-".join(map(_name_of, recipes))).resolve()
     data, planned = Path(data).resolve(), plan(recipes, seeds, out, changes)
     for run in planned:
@@ -83,7 +84,7 @@ def sweep(
         if missing and ray is not None:
             _run_on_ray(missing, data, ray, cpus, log)
         elif missing:
-            _run_in_turn(missing, data, log)
+            jobs.run_in_turn({run.folder.name: _arguments(run.folder, data) for run in missing}, log)
     except KeyboardInterrupt:
         raise Stopped("The sweep was stopped. The same command goes on with what is missing.") from None
     rows = summarize(planned)
@@ -137,7 +138,7 @@ def _ask(run: Planned, data: Path) -> None:
     """Write down what is to run, unless it runs already."""
     asked = run.folder / "asked.toml"
     if (run.folder / "run.json").exists():
-        if jobs.parse_recipe(asked) != run.recipe or jobs._read_run(run.folder).told.get("data") != str(data):
+        if read_recipe(asked, variants=False) != run.recipe or jobs._read_run(run.folder).told.get("data") != str(data):
             raise RunError(f"{run.folder} was begun with other settings or other cells. Give the sweep another --out.")
         return
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -149,20 +150,6 @@ def _arguments(folder: Path, data: Path) -> list[str]:
     if (folder / "run.json").exists():
         return [str(folder)]
     return [str(folder / "asked.toml"), "--data", str(data), "--out", str(folder)]
-
-
-def _run_in_turn(missing: list[Planned], data: Path, log) -> None:
-    """Each in its own process, so that its memory, a GPU's too, is given back."""
-    found = os.pathsep.join(filter(None, [str(jobs.REPOSITORY), os.environ.get("PYTHONPATH")]))
-    for number, run in enumerate(missing, 1):
-        log(f"{number} of {len(missing)}: {run.folder.name}")
-        command = [sys.executable, "-m", "training", *_arguments(run.folder, data)]
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": found})
-        try:
-            process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it was interrupted too, and writes down where it was
-            raise
 
 
 def _import_ray():

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 from PIL import Image
 
-from inference.__main__ import COLUMNS, csv_row
-from inference.cells import CellResult
+from inference.__main__ import COLUMNS, MADE_BY, csv_row
+from inference.cells import CellResult, probability
 from inference.engine import Engine
-from inference.patients import PatientSummary, summarize_patient
-from model_zoo import Card
+from inference.patients import PatientSummary, carries_weight, summarize_patient
+from model_zoo import BlastoscopeError, Card
 from training.results import TESTED_ON, cost
 from ui import figures, resources, state
+from ui.state import Patient
 
 INTENDED_USE = "Research and education — not a medical device."
+CAVEATS = "Of the cells supplied; not a marrow differential. Flow cytometry decides."
 
 
 def header() -> None:
     """The quiet line that stands on every screen."""
     st.caption(f"{INTENDED_USE} Reads single, segmented white blood cells: ALL blasts against healthy B-lymphoid precursors.")
+
+
+@contextlib.contextmanager
+def said():
+    """What cannot be done is said in a sentence, and the page goes on."""
+    try:
+        yield
+    except BlastoscopeError as error:
+        st.warning(plain(str(error)), icon=None)
+
+
+def tested_on(card: Card, who: str = "patients") -> str:
+    """Whose cells a card's figures are of, in words: "unseen patients"."""
+    if card.split.get("seen_unlabelled"):
+        return f"{who} seen without labels"
+    return TESTED_ON[card.split["protocol"]].replace("patients", who)
 
 
 def choose_checkpoint(label: str = "Network") -> Card:
@@ -34,11 +54,12 @@ def choose_checkpoint(label: str = "Network") -> Card:
         names,
         index=names.index(case.checkpoint),
         format_func=lambda n: (
-            f"{resources.card(n).title} · AUROC {resources.card(n).metrics['auroc'][0]:.2f} on unseen subjects"
+            f"{resources.card(n).title} · AUROC {resources.card(n).metrics['auroc'][0]:.2f} "
+            f"on {tested_on(resources.card(n), 'subjects')}"
         ),
     )
     if name != case.checkpoint:
-        case.switch(name, first=state.selected())
+        case.switch(name, case.rotations, first=state.selected())
     return resources.card(name)
 
 
@@ -75,7 +96,7 @@ def choose_rotations(card: Card) -> None:
         "(paper 002). Takes eight times as long.",
     )
     if averaged != before:
-        case.switch(case.checkpoint, first=state.selected(), rotations=8 if averaged else 1)
+        case.switch(case.checkpoint, 8 if averaged else 1, first=state.selected())
     rotations_remark()
 
 
@@ -122,57 +143,103 @@ def pick_cell() -> CellResult:
     cell = state.selected()
     if cell is None:
         no_cell_yet()
-    cells = sorted(case.scored, key=lambda c: -c.p_all)
-    numbers = [c.kept.number for c in cells]
-    named = {c.kept.number: c for c in cells}
+    cells = {c.kept.number: c for c in sorted(case.scored, key=lambda c: -c.p_all)}
     chosen = st.selectbox(
         "Cell, by falling P(ALL)",
-        numbers,
-        index=numbers.index(cell.kept.number),
-        format_func=lambda n: f"{named[n].p_all:.2f}  {named[n].file}",
+        list(cells),
+        format_func=lambda n: f"{probability(cells[n].p_all)}  {cells[n].file}",
+        **state.open_in_box(cell.kept.number),
     )
-    if chosen != cell.kept.number:
-        state.select(chosen)
-    return named[chosen]
+    if case.waiting:
+        st.caption(f"{in_number(case.waiting, 'cell')} still to be read; the Case page reads on.")
+    return cells[chosen]
 
 
-def patient_sentence(summary: PatientSummary) -> str:
-    return f"**{summary.fraction:.0%}** of {summary.n} cells called ALL ({summary.low:.0%} to {summary.high:.0%}, 95% interval)"
+def in_number(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def patient_card(patient: str, cells: list[CellResult], card: Card) -> None:
+def summarize(patient: Patient, card: Card) -> PatientSummary | None:
+    """None where no cell was read."""
+    noted = sum(carries_weight(c.note) for c in patient.cells)
+    diameters = [c.diameter_px for c in patient.cells]
+    return (
+        summarize_patient([c.p_all for c in patient.cells], card, noted=noted, diameters=diameters) if patient.cells else None
+    )
+
+
+def answer(patient: Patient, summary: PatientSummary | None) -> str:
+    """A careful one, once all of the patient's cells are read."""
+    if patient.waiting:
+        return "reading…"
+    return summary.verdict if summary else "no cell could be read"
+
+
+def remarks_on(patient: Patient) -> str:
+    """As "12 of 40 cells carry a note; 3 files refused."; "" where there is nothing to say."""
+    n = sum(bool(c.note) for c in patient.cells)
+    noted = f"{n} of {in_number(len(patient.cells), 'cell')} {'carries' if n == 1 else 'carry'} a note" if n else ""
+    parts = [noted, f"{in_number(patient.refused, 'file')} refused" if patient.refused else ""]
+    return f"{'; '.join(filter(None, parts))}." if any(parts) else ""
+
+
+def patient_card(name: str, patient: Patient, card: Card) -> None:
     """Sentence, number with interval, then the plot."""
-    summary = summarize_patient([c.p_all for c in cells], card)
+    summary = summarize(patient, card)
     with st.container(border=True):
         words, plot = st.columns([2, 3], vertical_alignment="center")
         with words:
-            st.markdown(f"##### Patient: {plain(patient)}")
-            st.markdown(f"**{summary.verdict[0].upper()}{summary.verdict[1:]}**")
-            st.markdown(patient_sentence(summary))
-            st.caption(
-                f"{summary.reason} Corrected for the network's errors on unseen subjects: {summary.corrected:.0%} "
-                f"({summary.corrected_low:.0%} to {summary.corrected_high:.0%}). Of the cells supplied; "
-                "not a marrow differential. Flow cytometry decides."
+            told = answer(patient, summary)
+            st.markdown(f"##### Patient: {plain(name)}")
+            st.markdown(f"**{told[0].upper()}{told[1:]}**")
+            if summary:
+                st.markdown(
+                    f"**{summary.fraction:.0%}** of {summary.n} cells called ALL ({_interval(summary.low, summary.high)}, "
+                    "95% interval)"
+                )
+            if remarks := remarks_on(patient):
+                st.markdown(remarks)
+            if summary:
+                reason = "" if patient.waiting else f"{summary.reason} "
+                st.caption(
+                    f"{reason}If this patient's cells are misread as often as the average unseen person's: "
+                    f"{_corrected(summary)}; persons differ more. {CAVEATS}"
+                )
+        if summary:
+            plot.plotly_chart(
+                figures.strip(
+                    [c.p_all for c in patient.cells],
+                    [f"{c.file.rpartition('/')[2]}<br>P(ALL) {probability(c.p_all)}" for c in patient.cells],
+                    card.threshold,
+                ),
+                key=f"strip {name}",
+                config={"displayModeBar": False},
             )
-        plot.plotly_chart(
-            figures.strip([c.p_all for c in cells], [c.file.rpartition("/")[2] for c in cells], card.threshold),
-            key=f"strip {patient}",
-            config={"displayModeBar": False},
-        )
 
 
-def patient_table(patients: dict[str, list[CellResult]], card: Card) -> None:
-    """One row a patient."""
+def _interval(low: float, high: float) -> str:
+    return f"{low:.0%} to {high:.0%}"
+
+
+def _corrected(summary: PatientSummary) -> str:
+    return f"{summary.corrected:.0%} ({_interval(summary.corrected_low, summary.corrected_high)})"
+
+
+def patient_table(patients: dict[str, Patient], card: Card) -> None:
+    """One row a patient, and what holds for every row."""
     rows = []
-    for patient, cells in patients.items():
-        summary = summarize_patient([c.p_all for c in cells], card)
+    for name, patient in patients.items():
+        summary = summarize(patient, card)
         rows.append(
             {
-                "patient": patient,
-                "cells": summary.n,
-                "called ALL": 100 * summary.fraction,
-                "95% interval": f"{summary.low:.0%} to {summary.high:.0%}",
-                "answer": summary.verdict,
+                "patient": name,
+                "cells": len(patient.cells),
+                "called ALL": 100 * summary.fraction if summary else None,
+                "95% interval": _interval(summary.low, summary.high) if summary else "",
+                "corrected": _corrected(summary) if summary else "",
+                "with a note": sum(bool(c.note) for c in patient.cells),
+                "files refused": patient.refused,
+                "answer": answer(patient, summary),
             }
         )
     st.dataframe(
@@ -180,13 +247,17 @@ def patient_table(patients: dict[str, list[CellResult]], card: Card) -> None:
         hide_index=True,
         column_config={"called ALL": st.column_config.ProgressColumn(format="%.0f%%", min_value=0, max_value=100)},
     )
+    st.caption(
+        "Corrected: if a patient's cells are misread as often as the average unseen person's, with its 95% interval; persons "
+        f"differ more. {CAVEATS}"
+    )
 
 
 _ORDERS = {
     "P(ALL), high first": lambda cell, card: -cell.p_all,
     "P(ALL), low first": lambda cell, card: cell.p_all,
     "Nearest to the operating point": lambda cell, card: abs(cell.p_all - card.threshold),
-    "As given": lambda cell, card: 0,
+    "As given": lambda cell, card: cell.kept.number,
 }
 _CHOICES = {
     "All cells": lambda cell: True,
@@ -199,29 +270,30 @@ _CHOICES = {
 def arrange(cells: list[CellResult], card: Card, *, everything: list[CellResult]) -> list[CellResult]:
     """Sort and filter controls, and the CSV of `everything`; returns the cells as chosen."""
     left, middle, right = st.columns([2, 3, 1], vertical_alignment="bottom")
-    order = left.selectbox("Sort", _ORDERS, key="order")
-    choice = middle.segmented_control("Show", _CHOICES, default="All cells", required=True, key="choice")
+    order = left.selectbox("Sort", _ORDERS, **state.keep("order", list(_ORDERS)))
+    choice = middle.segmented_control("Show", _CHOICES, required=True, **state.keep("choice", list(_CHOICES)))
     right.download_button("CSV", to_csv(everything, state.case().engine()), "blastoscope.csv", "text/csv", width="stretch")
     return sorted(filter(_CHOICES[choice], cells), key=lambda cell: _ORDERS[order](cell, card))
 
 
 def cell_table(results: list[CellResult]) -> None:
-    st.dataframe(
-        [{"file": r.file, "patient": r.patient, "P(ALL)": r.p_all, "call": r.call, "note": r.note} for r in results],
-        hide_index=True,
-        height=420,
-        column_config={"P(ALL)": st.column_config.NumberColumn(format="%.3f")},
+    table = pd.DataFrame(
+        [(r.file, r.patient, r.p_all, r.call, r.note) for r in results], columns=["file", "patient", "P(ALL)", "call", "note"]
     )
+    if len(table) <= 2000:  # a column of texts would not sort by number; styling takes a second for 15,000 rows
+        table = table.style.format({"P(ALL)": lambda p: probability(p, digits=3)}, na_rep="")
+        column = None
+    else:
+        column = {"P(ALL)": st.column_config.NumberColumn(format="%.3f")}
+    st.dataframe(table, hide_index=True, height=420, column_config=column)
 
 
 def to_csv(results: list[CellResult], engine: Engine) -> bytes:
-    """The columns of `python -m inference`, and what made the numbers."""
+    """The table of `python -m inference`."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([*COLUMNS, "checkpoint", "weights_sha256", "operating_point", "rotations"])
-    made = (engine.card.name, engine.card.weights_sha256[:16], engine.card.threshold, engine.rotations)
-    for result in results:
-        writer.writerow([*csv_row(result, engine.remark), *made])
+    writer.writerow([*COLUMNS, *MADE_BY])
+    writer.writerows(csv_row(result, engine) for result in results)
     return text.getvalue().encode("utf-8-sig")
 
 
@@ -270,12 +342,16 @@ def layer_table(layers: list) -> None:
 def model_sentence(card: Card) -> str:
     """What it is, what it was measured on, the one figure, and what it cost."""
     cells = {value: [n for _, y_true, n, _ in card.subjects if y_true == value] for value in (0, 1)}
-    seen = card.split["protocol"] == "image-level"
     spent = cost(card)
+    if card.split["protocol"] == "image-level":
+        seen = "other cells of whom trained it"
+    else:
+        label = "'s label" if card.split.get("seen_unlabelled") else ""
+        seen = f"each measured with a network that never saw the subject{label}"
     return (
         f"{card.summary} AUROC **{figure_with_interval(card.metrics['auroc'])}** on {sum(cells[1]):,} ALL cells of "
         f"{len(cells[1])} subjects and {sum(cells[0]):,} HEM cells of {len(cells[0])} subjects, "
-        f"{'other cells of whom trained it' if seen else 'each measured with a network that never saw the subject'}. "
+        f"{seen}. "
         f"Training: {spent['work']}, {spent['time']} on {spent['device']}, from {card.training['start']}."
     )
 
@@ -297,7 +373,7 @@ def metric_table(card: Card) -> None:
     """Figures with their 95% intervals, as far as the card has them; the counts behind them."""
     st.dataframe(
         [
-            {f"on {TESTED_ON[card.split['protocol']]}": label, "95% interval": figure_with_interval(card.metrics[name])}
+            {f"on {tested_on(card)}": label, "95% interval": figure_with_interval(card.metrics[name])}
             for name, label in _METRICS.items()
             if name in card.metrics
         ],

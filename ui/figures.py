@@ -28,8 +28,8 @@ def _layout(figure: go.Figure, height: int, **extra) -> go.Figure:
     return figure
 
 
-def strip(p_all, files, threshold: float) -> go.Figure:
-    """One dot a cell along P(ALL), stacked where they crowd, with the operating point drawn in."""
+def strip(p_all, texts, threshold: float) -> go.Figure:
+    """One dot a cell along P(ALL), with a text each, stacked where they crowd, with the operating point drawn in."""
     p_all = np.asarray(p_all)
     bins = np.minimum((p_all * 60).astype(int), 59)
     order = np.argsort(p_all, kind="stable")
@@ -44,8 +44,8 @@ def strip(p_all, files, threshold: float) -> go.Figure:
             x=p_all,
             y=level,
             mode="markers",
-            text=files,
-            hovertemplate="%{text}<br>P(ALL) %{x:.2f}<extra></extra>",
+            text=texts,
+            hovertemplate="%{text}<extra></extra>",
             marker={"color": p_all, "colorscale": P_SCALE, "cmin": 0, "cmax": 1, "size": size},
         )
     )

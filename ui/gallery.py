@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from inference.cells import CellResult
+from ui.components import probability
 
 _HTML = '<div class="tiles" role="list"></div>'
 
@@ -15,7 +16,7 @@ _CSS = """
   font-family: var(--st-font);
 }
 .tile {
-  all: unset; cursor: pointer; position: relative; overflow: hidden; border-radius: 8px;
+  all: unset; display: block; width: 100%; cursor: pointer; position: relative; overflow: hidden; border-radius: 8px;
   background: #050507; color: #E8E9EC; text-shadow: 0 0 3px #000, 0 0 3px #000;
 }
 .tile img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
@@ -31,29 +32,44 @@ function shade(p) {
   const i = p < .5 ? 0 : 1, t = (p - i * .5) * 2;
   return 'rgb(' + stops[i].map((a, k) => Math.round(a + (stops[i + 1][k] - a) * t)).join(',') + ')';
 }
+function draw(tile, cell) {
+  tile.title = cell.title;
+  tile.setAttribute('aria-label', `${cell.title}, P(ALL) ${cell.told}. Open in Explain`);
+  const picture = document.createElement('img');
+  picture.src = cell.thumb; picture.alt = '';
+  const value = document.createElement('span');
+  value.className = 'p'; value.textContent = cell.told;
+  const bar = document.createElement('div');
+  bar.className = 'bar'; bar.style.background = shade(cell.p);
+  tile.replaceChildren(picture, value, bar);
+  if (cell.note) {
+    const note = document.createElement('span');
+    note.className = 'note'; note.textContent = 'note';
+    tile.append(note);
+  }
+}
+function item(number) {
+  const made = document.createElement('div');
+  made.setAttribute('role', 'listitem');
+  made.dataset.number = number;
+  const tile = document.createElement('button');
+  tile.className = 'tile';
+  made.append(tile);
+  return made;
+}
+// A cell keeps its tile from drawing to drawing, so that the keyboard's focus stays where it is while cells come in.
 export default function ({ parentElement, data, setTriggerValue }) {
-  const tiles = parentElement.querySelector('.tiles');
-  tiles.replaceChildren(...data.map(cell => {
-    const tile = document.createElement('button');
-    tile.className = 'tile';
-    tile.setAttribute('role', 'listitem');
-    tile.title = cell.title;
-    tile.setAttribute('aria-label', `${cell.title}, P(ALL) ${cell.p.toFixed(2)}. Open in Explain`);
-    const picture = document.createElement('img');
-    picture.src = cell.thumb; picture.alt = '';
-    const value = document.createElement('span');
-    value.className = 'p'; value.textContent = cell.p.toFixed(2);
-    const bar = document.createElement('div');
-    bar.className = 'bar'; bar.style.background = shade(cell.p);
-    tile.append(picture, value, bar);
-    if (cell.note) {
-      const note = document.createElement('span');
-      note.className = 'note'; note.textContent = 'note';
-      tile.append(note);
-    }
+  const tiles = parentElement.querySelector('.tiles'), root = tiles.getRootNode(), focused = root.activeElement;
+  const there = new Map([...tiles.children].map(child => [child.dataset.number, child]));
+  data.forEach((cell, place) => {
+    const found = there.get(String(cell.number)) ?? item(cell.number), tile = found.firstChild;
+    const drawn = JSON.stringify(cell);
+    if (tile.drawn !== drawn) { draw(tile, cell); tile.drawn = drawn; }
     tile.onclick = () => setTriggerValue('open', cell.number);
-    return tile;
-  }));
+    if (tiles.children[place] !== found) tiles.insertBefore(found, tiles.children[place] ?? null);
+  });
+  while (tiles.children.length > data.length) tiles.lastChild.remove();
+  if (focused?.isConnected && root.activeElement !== focused) focused.focus({ preventScroll: true });
 }
 """
 
@@ -67,6 +83,7 @@ def gallery(cells: list[CellResult], *, key: str) -> int | None:
             "number": cell.kept.number,
             "thumb": cell.kept.thumb,
             "p": cell.p_all,
+            "told": probability(cell.p_all),
             "title": f"{cell.file}{' · ' + cell.note if cell.note else ''}",
             "note": bool(cell.note),
         }

@@ -7,6 +7,7 @@ import streamlit as st
 
 import model_zoo
 from model_zoo import BlastoscopeError
+from model_zoo._checkpoint import damaged_promotions
 from training.metrics import reliability, roc_points
 from training.results import METRICS, PAPERS, TESTED_ON, System, both_ways, cost, read_history, with_interval
 from training.sweep import list_sweeps
@@ -26,15 +27,18 @@ def introduce(systems: list[System]) -> None:
         "figure: *unseen patients* is the question of a clinic; *known patients* had other cells in training. A row opens its "
         "card."
     )
+    for error in damaged_promotions():
+        st.warning(f"{components.plain(str(error))}. It is left out; restore it, or take the promotion back.", icon=None)
 
 
 def choose_system(systems: list[System]) -> System:
     """One row a network; returns the chosen one, at first the one that new cases open with."""
-    default = model_zoo.default_checkpoint()
+    default = model_zoo.default_checkpoint()  # may have been promoted since the systems were read
+    first = next((row for row, system in enumerate(systems) if system.name == default), 0)
     chosen = st.dataframe(
         [
             {
-                "tested on": PATIENTS[system.protocol] if system.card else "not run yet",
+                "tested on": _patients(system),
                 "network": system.title,
                 "AUROC (95%)": _figure(system, "auroc"),
                 "weighted F1 (95%)": _figure(system, "weighted_f1"),
@@ -49,13 +53,19 @@ def choose_system(systems: list[System]) -> System:
         height=388,  # ten rows
         on_select="rerun",
         selection_mode="single-row-required",
-        selection_default={"selection": {"rows": [[s.name for s in systems].index(default)]}},
+        selection_default={"selection": {"rows": [first]}},
         column_config={
             name: st.column_config.TextColumn(pinned=True, width=width)
             for name, width in (("tested on", 140), ("network", 250))
         },
     )
     return systems[chosen.selection.rows[0]]
+
+
+def _patients(system: System) -> str:
+    if system.card is None:
+        return "not run yet"
+    return "seen without labels" if system.card.split.get("seen_unlabelled") else PATIENTS[system.protocol]
 
 
 def _figure(system: System, name: str) -> str:
@@ -78,7 +88,7 @@ def headline(system: System) -> None:
     if card := system.card:
         sentence = card.split["sentence"]
         st.markdown(
-            f"**{SPLITS[system.protocol]}: tested on {TESTED_ON[system.protocol]}.** {sentence[:1].upper()}{sentence[1:]}"
+            f"**{SPLITS[system.protocol]}: tested on {components.tested_on(card)}.** {sentence[:1].upper()}{sentence[1:]}"
         )
         st.markdown(components.model_sentence(card))
     else:

@@ -95,7 +95,7 @@ def _held_out(folder: Path, written: int) -> dict[str, np.ndarray]:
     return read_predictions(folder)
 
 
-@st.cache_data(show_spinner=False, max_entries=1)
+@st.cache_data(show_spinner="Drawing the demo patients…", max_entries=1)
 def demo() -> dict[str, list[tuple[str, bytes]]]:
     """Synthetic patients, generated on first use."""
     from inference.synthetic import demo_patients

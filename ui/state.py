@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
+import contextlib
+import functools
+import hashlib
 import io
 import itertools
+import os
+import shutil
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import streamlit as st
+from filelock import FileLock, Timeout
 from PIL import Image
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
@@ -26,11 +34,15 @@ from ui import resources
 WINDOW = 450  # px kept of a cell: C-NMC's own canvas, so that any checkpoint's framing can be cut from it
 THUMB = 112
 _TURN_SECONDS = 1.2  # how long one script run scores before the screen is drawn again
+_PREFIX = "blastoscope-case-"  # of the folders below that hold windows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What stays of a scored cell: a small picture in memory (a data URL), the window at native scale on disk."""
+    """What stays of a scored cell: a small picture in memory (a data URL), the window at native scale on disk.
+
+    `number` counts the cells in order of arrival.
+    """
 
     number: int
     thumb: str
@@ -39,6 +51,43 @@ class Kept:
     def window(self) -> np.ndarray:
         """uint8 (450, 450, 3), the cell centred at native scale."""
         return np.asarray(Image.open(self.file))
+
+
+@dataclass(kw_only=True)
+class Patient:
+    """What became of one patient's files: scored cells, how many files were refused, how many wait."""
+
+    cells: list[CellResult] = field(default_factory=list)
+    refused: int = 0
+    waiting: int = 0
+
+
+def _hold_folder(parent: Path) -> Path:
+    """A new folder for this process's windows; those that killed processes left in `parent` go first.
+
+    Each folder has a lock that its process holds while it lives. Process numbers would not do: after a restart of a
+    container they are given again, and containers that share a folder do not see each other's.
+    """
+    for left in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, Timeout):  # another user's, or in use
+            if time.time() - left.stat().st_mtime > 5:  # else its process may be about to take the lock
+                with FileLock(left / "lock", blocking=False):
+                    shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+    lock = FileLock(folder / "lock", thread_local=False)
+    lock.acquire()
+
+    def leave():
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+    atexit.register(leave)
+    return folder
+
+
+@functools.cache
+def _windows_folder() -> Path:
+    return _hold_folder(Path(tempfile.gettempdir()))
 
 
 @dataclass
@@ -52,11 +101,12 @@ class Case:
     rotations: int | None = None  # None: as many as the card was measured with
     synthetic: bool = False
     results: list[CellResult] = field(default_factory=list)
-    queue: deque[Source] = field(default_factory=deque)
+    queue: deque[tuple[str, Source]] = field(default_factory=deque)  # with the patient
     rescoring: deque[CellResult] = field(default_factory=deque)
     seen: set[str] = field(default_factory=set)
-    folder: tempfile.TemporaryDirectory = field(default_factory=lambda: tempfile.TemporaryDirectory(prefix="blastoscope-"))
-    numbers: itertools.count = field(default_factory=itertools.count)
+    counted: dict[bytes, str] = field(default_factory=dict)  # SHA-256 of each scored picture's bytes -> its file
+    folder: tempfile.TemporaryDirectory = field(default_factory=lambda: tempfile.TemporaryDirectory(dir=_windows_folder()))
+    windows: itertools.count = field(default_factory=itertools.count)
     warmed: bool = False
     # A click starts a new script run while the old one may still be scoring: one at a time touches the lists below.
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -72,21 +122,27 @@ class Case:
     @property
     def next_patient(self) -> str:
         """Whose cells are read now; empty when none are."""
-        return patient_of(self.queue[0].name) if self.queue else ""
+        return self.queue[0][0] if self.queue else ""
 
     @property
     def scored(self) -> list[CellResult]:
-        return [r for r in self.results if r.p_all is not None]
+        """In order of arrival, in whatever order they were last scored."""
+        return sorted((r for r in self.results if r.p_all is not None), key=_arrival)
 
     @property
     def refused(self) -> list[CellResult]:
         return [r for r in self.results if r.p_all is None]
 
-    def by_patient(self) -> dict[str, list[CellResult]]:
-        """Scored cells by patient, in order of arrival."""
-        patients: dict[str, list[CellResult]] = {}
-        for result in self.scored:
-            patients.setdefault(result.patient, []).append(result)
+    def by_patient(self) -> dict[str, Patient]:
+        """Every patient of whom there is a file, also where no cell could be read; in order of arrival."""
+        rescoring, queue, scored = tuple(self.rescoring), tuple(self.queue), self.scored
+        patients = {r.patient: Patient() for r in sorted([*scored, *rescoring], key=_arrival)}
+        for result in scored:
+            patients[result.patient].cells.append(result)
+        for result in self.refused:
+            patients.setdefault(result.patient, Patient()).refused += 1
+        for name, n in Counter([*(r.patient for r in rescoring), *(name for name, _ in queue)]).items():
+            patients.setdefault(name, Patient()).waiting = n
         return patients
 
     def add_uploads(self, uploads: list) -> None:
@@ -94,19 +150,22 @@ class Case:
         with self.lock:
             fresh = [u for u in uploads if u.file_id not in self.seen]
             self.seen.update(u.file_id for u in fresh)
-            self.queue.extend(open_files((u.name, _reader(u)) for u in fresh))
+            self._enqueue(open_files((u.name, _reader(u)) for u in fresh))
 
     def add_demo(self) -> None:
         cells = [pair for patient in resources.demo().values() for pair in patient]
         with self.lock:
             self.synthetic = True
-            self.queue.extend(open_files((name, lambda d=data: d) for name, data in cells))
+            self._enqueue(open_files((name, lambda d=data: d) for name, data in cells))
+
+    def _enqueue(self, sources: Iterator[Source]) -> None:
+        self.queue.extend((patient_of(source.name), source) for source in sources)
 
     def engine(self) -> Engine:
         """What scores these cells."""
         return resources.engine(self.checkpoint, self.rotations)
 
-    def switch(self, checkpoint: str, first: CellResult | None, rotations: int | None = None) -> None:
+    def switch(self, checkpoint: str, rotations: int | None, *, first: CellResult | None) -> None:
         """Have every kept cell scored again, by another checkpoint or over other rotations, the open one first."""
         with self.lock:
             self.checkpoint, self.rotations = checkpoint, rotations
@@ -120,13 +179,42 @@ class Case:
         with self.lock:
             engine = self.engine()  # again: a click may have switched it while this run waited
             while self.rescoring and time.monotonic() < end:
-                part = [self.rescoring.popleft() for _ in range(min(max(WORKERS, 32 // engine.rotations), len(self.rescoring)))]
-                framed = np.stack([frame_cell(r.kept.window(), engine.card.framing) for r in part])
-                for result, p_all in zip(part, engine.predict(framed)[0].tolist(), strict=True):
-                    self.results.append(replace(result, p_all=p_all, call=engine.call(p_all)))
+                with _next(self.rescoring, max(WORKERS, 32 // engine.rotations)) as part:
+                    framed = np.stack([frame_cell(r.kept.window(), engine.card.framing) for r in part])
+                    p_all = engine.predict(framed)[0].tolist()
+                    self.results += [replace(r, p_all=p, call=engine.call(p)) for r, p in zip(part, p_all, strict=True)]
             while self.queue and time.monotonic() < end:
-                part = [self.queue.popleft() for _ in range(min(max(WORKERS, 16 // engine.rotations), len(self.queue)))]
-                self.results.extend(score_files(part, engine, keep=self._keep))
+                with _next(self.queue, max(WORKERS, 16 // engine.rotations)) as part:
+                    self.results += self._score([source for _, source in part], engine)
+
+    def _score(self, sources: list[Source], engine: Engine) -> list[CellResult]:
+        """A row each, in order. A picture that was counted before, or that could not be kept, is a refused one."""
+        hashes: dict[int, bytes] = {}
+
+        def hashing(place: int, source: Source) -> Source:
+            def read() -> bytes:
+                data = source.read()
+                hashes[place] = hashlib.sha256(data).digest()
+                return data
+
+            return Source(name=source.name, read=read)
+
+        rows = []
+        hashed = [hashing(place, source) for place, source in enumerate(sources)]
+        for place, row in enumerate(score_files(hashed, engine, keep=self._keep)):
+            if row.p_all is None:
+                pass
+            elif isinstance(row.kept, OSError):
+                reason = row.kept.strerror or row.kept
+                row = _refuse(row, f"it could not be kept ({reason}). Make room on this machine's disk, and add it again.")
+            elif hashes[place] in self.counted:
+                row.kept.file.unlink(missing_ok=True)
+                row = _refuse(row, f"The same picture as {self.counted[hashes[place]]}: counted once.")
+            else:
+                row = replace(row, kept=replace(row.kept, number=len(self.counted)))
+                self.counted[hashes[place]] = row.file
+            rows.append(row)
+        return rows
 
     def close(self) -> None:
         """Forget everything, the windows on disk too."""
@@ -136,16 +224,40 @@ class Case:
             self.results.clear()
             self.folder.cleanup()
 
-    def _keep(self, image: np.ndarray, box: tuple) -> Kept:
+    def _keep(self, image: np.ndarray, box: tuple) -> Kept | OSError:
+        """Several threads do this at once, so that the number of the cell is given later; an error is handed on as it is."""
         window = Image.fromarray(crop_cell(image, WINDOW, box=box))
-        number = next(self.numbers)
-        file = Path(self.folder.name) / f"{number}.png"
-        window.save(file, compress_level=1, compress_type=3)  # run lengths: a quarter smaller, as quick
+        file = Path(self.folder.name) / f"{next(self.windows)}.png"
+        try:
+            window.save(file, compress_level=1, compress_type=3)  # run lengths: a quarter smaller, as quick
+        except OSError as error:
+            file.unlink(missing_ok=True)
+            return error
         edge = (WINDOW - 300) // 2
         small = window.crop((edge, edge, WINDOW - edge, WINDOW - edge)).resize((THUMB, THUMB), Image.Resampling.BILINEAR)
         buffer = io.BytesIO()
         small.save(buffer, "WEBP", quality=85, method=2)
-        return Kept(number=number, thumb=f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", file=file)
+        return Kept(number=-1, thumb=f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", file=file)
+
+
+@contextlib.contextmanager
+def _next(waiting: deque, n: int):
+    """Its first n. They leave it once they have rows, so that nobody who draws meanwhile takes all for read; and also after
+    an error, which would come again with every run."""
+    part = list(itertools.islice(waiting, n))
+    try:
+        yield part
+    finally:
+        for _ in part:
+            waiting.popleft()
+
+
+def _arrival(result: CellResult) -> int:
+    return result.kept.number
+
+
+def _refuse(result: CellResult, why: str) -> CellResult:
+    return replace(result, p_all=None, call="refused", note=why, kept=None)
 
 
 def _reader(upload):
@@ -167,7 +279,7 @@ def case() -> Case:
         st.session_state["case"] = Case(checkpoint=resources.cards()[0].name)
     found = st.session_state["case"]
     if found.checkpoint not in [card.name for card in resources.cards()]:
-        found.switch(resources.cards()[0].name, first=None)
+        found.switch(resources.cards()[0].name, found.rotations, first=None)
     return found
 
 
@@ -190,6 +302,15 @@ def select(number: int) -> None:
     st.session_state["selected"] = number
 
 
+def open_in_box(number: int) -> dict:
+    """Arguments of the box that shows the open cell; what is chosen there is opened.
+
+    The key gives the box one identity while its options still grow and move, so that a choice made meanwhile counts.
+    """
+    st.session_state["cell"] = number
+    return {"key": "cell", "on_change": lambda: select(st.session_state["cell"])}
+
+
 def selected() -> CellResult | None:
     """The chosen cell, else the first scored one, else None."""
     cells = case().scored
@@ -197,10 +318,11 @@ def selected() -> CellResult | None:
     return next((r for r in cells if r.kept.number == number), cells[0] if cells else None)
 
 
-def keep_layer(names: list[str]) -> None:
-    """Let the chosen layer survive a change of page; a network without it starts at its first."""
-    chosen = st.session_state.get("layer")
-    st.session_state["layer"] = chosen if chosen in names else names[0]
+def keep(key: str, options: Sequence) -> dict:
+    """Arguments of a widget whose choice survives a change of page; the first option stands in for one that is gone."""
+    chosen = st.session_state.get(key)
+    st.session_state[key] = chosen if chosen in options else options[0]
+    return {"key": key, "persist_state": "session"}
 
 
 def step_layer(names: list[str], step: int) -> None:
@@ -212,9 +334,10 @@ def step_layer(names: list[str], step: int) -> None:
 def follow_default() -> None:
     """After a change of the default: everyone's menus are read anew, and this session's case goes with it."""
     resources.cards.clear()
+    resources.systems.clear()
     found, default = case(), resources.cards()[0].name
     if found.checkpoint != default:
-        found.switch(default, first=selected())
+        found.switch(default, found.rotations, first=selected())
 
 
 def remember(what: str, of, value) -> None:
@@ -231,12 +354,6 @@ def remembered(what: str, of):
 def watch(run: str) -> None:
     """Let the Train page show this run."""
     st.session_state["watched"] = run
-
-
-def keep_watched(names: list[str]) -> None:
-    """Let the choice survive a change of page; of a deleted run it goes to the newest."""
-    chosen = st.session_state.get("watched")
-    st.session_state["watched"] = chosen if chosen in names else names[0]
 
 
 def keep_compared(names: list[str]) -> None:

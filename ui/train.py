@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -41,15 +40,6 @@ _DATE = re.compile(r"^\d{4}-\d\d-\d\dT(\d\d:\d\d:\d\d)\S*")
 _EVERY = 2.0  # seconds between two looks at a run folder
 
 
-@contextlib.contextmanager
-def said():
-    """What cannot be done is said in a sentence, and the page goes on."""
-    try:
-        yield
-    except BlastoscopeError as error:
-        st.warning(components.plain(str(error)), icon=None)
-
-
 # --- 1. data ---
 
 
@@ -65,7 +55,7 @@ def choose_data() -> tuple[Path, Cells] | None:
         help="Folders `all` and `hem`, or names that end in _all and _hem, as in C-NMC. Only folders that whoever runs "
         "this app has opened to it can be read.",
     )
-    with said():
+    with components.said():
         folder = jobs.allowed_folder(given or "")
         cells = resources.cells(str(folder))
         n = cells.count()
@@ -74,7 +64,7 @@ def choose_data() -> tuple[Path, Cells] | None:
             f"{n['all_subjects']}. HEM: {n['hem_cells']:,} cells of {n['hem_subjects']}."
         )
         picture, names = resources.sample_sheet(str(folder))
-        st.image(picture, width="stretch", alt=f"sample cells: {', '.join(map(components.plain, names))}")
+        st.image(picture, width="stretch", alt=f"sample cells: {', '.join(names)}")
         st.caption("Above ALL, below HEM; each of another subject, at one scale.")
         _verify(str(folder), cells)
         return folder, cells
@@ -149,7 +139,7 @@ AUGMENT = (
 
 def choose_recipe() -> tuple[str, Recipe] | None:
     """A shipped recipe with this person's changes, and its file's name; None, with the reason on screen, if they do not fit."""
-    with said():
+    with components.said():
         recipes = jobs.shipped_recipes()
         papers = sorted({recipe.paper for recipe in recipes.values()})
         paper = st.selectbox("From", papers, format_func=lambda p: PAPERS.get(p, f"Paper {p}"))
@@ -263,7 +253,7 @@ def offer_run(data: tuple[Path, Cells] | None, chosen: tuple[str, Recipe] | None
         st.caption("Choose data and a recipe first.")
         return
     (folder, cells), (name, recipe) = data, chosen
-    with said():
+    with components.said():
         st.markdown(jobs.describe_split(recipe, cells))
         title = st.text_input("Name of the run", name, max_chars=60, key=f"{name} title")
         tiny = st.checkbox(
@@ -294,10 +284,12 @@ def offer_run(data: tuple[Path, Cells] | None, chosen: tuple[str, Recipe] | None
 def choose_run(runs: list[Run]) -> tuple[Run, list[str]]:
     """The run to watch, and the names of those drawn beside it."""
     named = {run.name: run for run in runs}
-    state.keep_watched(list(named))
     one, others = st.columns(2)
     name = one.selectbox(
-        "Run", named, key="watched", format_func=lambda n: f"{n}, {STATES.get(named[n].state, named[n].state)}"
+        "Run",
+        named,
+        format_func=lambda n: f"{n}, {STATES.get(named[n].state, named[n].state)}",
+        **state.keep("watched", list(named)),
     )
     rest = [n for n in named if n != name]
     state.keep_compared(rest)
@@ -483,7 +475,7 @@ def offer_promotion(name: str) -> None:
     if last and last["run"] == name:
         st.markdown(f"##### This run's network is the default\nPromoted on {last['promoted'].replace('T', ' at ')[:19]}.")
         return
-    with said():
+    with components.said():
         card, default = jobs.read_run(name).card, resources.cards()[0]
         promotion.check_split(card)
         found = resources.comparison(name, card.weights_sha256, default.name)
@@ -535,12 +527,13 @@ def _promote(name: str) -> None:
 
 def show_default() -> None:
     """Which network new cases open with; the last promotion can be taken back."""
-    last = promotion.last_promotion()
+    last, default = promotion.last_promotion(), resources.cards()[0]
     words, button = st.columns([3, 1], vertical_alignment="center")
-    words.caption(
-        f"New cases open with {resources.cards()[0].title}."
-        + (f" Promoted on {last['promoted'].replace('T', ' at ')[:19]}." if last else " It is bundled with the app.")
-    )
+    if last and last["name"] != default.name:
+        since = "The network that was promoted last cannot be read."
+    else:
+        since = f"Promoted on {last['promoted'].replace('T', ' at ')[:19]}." if last else "It is bundled with the app."
+    words.caption(f"New cases open with {default.title}. {since}")
     if last:
         button.button("Take the promotion back", width="stretch", on_click=_take_back)
 

@@ -19,6 +19,7 @@ import model_zoo
 from inference.cells import score_files
 from inference.engine import Engine
 from inference.sources import open_paths
+from ui.components import probability
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -106,7 +107,7 @@ def _tiles(page):
 
 def _wait_for_all_read(page):
     _tiles(page).first.wait_for()
-    page.get_by_text(re.compile("^Reading")).wait_for(state="detached")
+    page.get_by_text(re.compile(r"^Reading \d")).wait_for(state="detached")
 
 
 def test_a_folder_of_two_subjects_all_the_way(page, two_subjects):
@@ -133,10 +134,10 @@ def test_a_folder_of_two_subjects_all_the_way(page, two_subjects):
         assert row["p_all"] == ("" if result.p_all is None else f"{result.p_all:.6f}")
 
     first, largest = _tiles(page).first, max(r.p_all for r in expected.values() if r.p_all is not None)
-    expect(first.locator(".p")).to_have_text(f"{largest:.2f}")  # on a busy machine the gallery is drawn after the words
-    shown = float(f"{largest:.2f}")
+    shown = probability(largest)
+    expect(first.locator(".p")).to_have_text(shown)  # on a busy machine the gallery is drawn after the words
     first.click()
-    page.get_by_role("heading", name=f"P(ALL) {shown:.2f}").wait_for()
+    page.get_by_role("heading", name=f"P(ALL) {shown}").wait_for()
     page.get_by_text("Grad-CAM (Selvaraju").wait_for()
     assert _spread(_image(page, "with what speaks for")) > 20
 
@@ -205,6 +206,18 @@ def test_demo_patients_in_one_click_and_labelled_synthetic(page):
     assert all("synthetic" in t for t in _tiles(page).evaluate_all("tiles => tiles.map(t => t.title)"))
     _tiles(page).nth(3).click()
     page.get_by_text("This cell is synthetic").wait_for()
+
+
+def test_tiles_are_buttons_in_a_list_and_the_focus_stays_while_cells_come_in(page):
+    page.get_by_role("button", name="Try the demo patients").click()
+    tile = page.get_by_role("listitem").get_by_role("button", name="Open in Explain").first
+    tile.focus()
+    focused = "document.activeElement.shadowRoot?.activeElement?.title ?? document.activeElement.title"
+    title, before = page.evaluate(focused), _tiles(page).count()
+    _wait_for_all_read(page)
+    page.get_by_text(re.compile(r"cells\. Click a cell")).wait_for()
+    assert _tiles(page).count() > before
+    assert title and page.evaluate(focused) == title
 
 
 def test_a_hostile_name_is_shown_as_text(page, data_root):

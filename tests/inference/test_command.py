@@ -1,8 +1,9 @@
 import csv
+from pathlib import Path
 
 import pytest
 
-from inference.__main__ import COLUMNS, main
+from inference.__main__ import COLUMNS, MADE_BY, app_version, main
 from inference.images import decode_image, frame_cell
 
 
@@ -30,8 +31,12 @@ def rows(file):
 def test_scores_every_cell_as_the_engine_does(folder, tmp_path, tiny_checkpoint, tiny_engine):
     assert run(tiny_checkpoint, folder, "-o", tmp_path / "out.csv") == 0
     table = rows(tmp_path / "out.csv")
-    assert len(table) == 6 and tuple(table[0]) == COLUMNS == ("file", "patient", "p_all", "call", "note")
-    assert [row["patient"] for row in table] == ["P1"] * 3 + ["P2"] * 3
+    assert len(table) == 6 and tuple(table[0]) == (*COLUMNS, *MADE_BY)
+    card = tiny_engine.card
+    made = ["tiny", card.weights_sha256[:16], "0.5", "1", app_version(), "research and education; not a medical device"]
+    assert all([row[name] for name in MADE_BY] == made for row in table)
+    assert app_version() in (Path(__file__).parents[2] / "CHANGELOG.md").read_text("utf-8")
+    assert [row["patient"] for row in table] == ["case / P1"] * 3 + ["case / P2"] * 3
     for row in table:
         image, _ = decode_image((folder.parent / row["file"]).read_bytes(), name=row["file"])
         p_all = tiny_engine.predict(frame_cell(image, tiny_engine.card.framing)[None])[0][0]

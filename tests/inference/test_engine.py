@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from inference.engine import Engine
-from inference.images import frame_cell, rotate_cells
-from model_zoo import load_checkpoint
+from inference.images import decode_image, frame_cell, rotate_cells
+from model_zoo import find_checkpoint, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,19 @@ def test_probabilities_are_keras_own(tiny_checkpoint, tiny_engine, cells):
     logit = keras.Model(model.inputs[0], model.get_layer("logit").output)(cells.astype("float32"))
     expected = 1 / (1 + np.exp(-keras.ops.convert_to_numpy(logit)[:, 0] / checkpoint.card.temperature))
     np.testing.assert_allclose(tiny_engine.predict(cells)[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b3_pooled", "mobilenet_v2_pyramid"])
+def test_a_jpeg_is_called_as_the_cell_it_was_made_from(name, real_cells, encode):
+    """Its traces on the background, taken for cell, turned nearly all ALL cells into HEM."""
+    engine = Engine(find_checkpoint(name))
+    found = []
+    for file in real_cells(10):
+        cell, _ = decode_image(file.read_bytes(), name=file.name)
+        jpeg, _ = decode_image(encode(cell, "JPEG", quality=95), name="cell.jpg")
+        found.append(engine.predict(np.stack([frame_cell(x, engine.card.framing) for x in (cell, jpeg)]))[0])
+    before, after = np.transpose(found)
+    assert np.abs(after - before).mean() < 0.04 and np.abs(after - before).max() < 0.2
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

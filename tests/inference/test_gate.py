@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from inference.gate import cell_box, cell_mask, inspect_cell
 from inference.images import decode_image
@@ -60,6 +61,33 @@ def test_two_cells_are_scored_with_a_note(draw_cell):
 def test_another_magnification_is_noted(diameter, draw_cell):
     quality = inspect_cell(draw_cell(axes=(diameter, diameter)))
     assert quality.kind == "unusual" and f"{diameter} px" in quality.reasons[0]
+
+
+@pytest.mark.parametrize("sides", [(140, 140), (100, 220)])
+def test_a_picture_in_a_black_frame_is_refused(sides):
+    image = np.zeros((450, 450, 3), "uint8")
+    image[100 : 100 + sides[0], 80 : 80 + sides[1]] = np.random.default_rng(0).integers(60, 255, (*sides, 3))
+    quality = inspect_cell(image)
+    assert quality.kind == "refused" and "straight sides" in quality.reasons[0]
+
+
+@pytest.mark.parametrize("folder", ["not_cells", "other_cells"])
+def test_other_pictures_in_a_black_frame_are_refused(folder, data_root):
+    files = [f for f in (data_root / folder).rglob("*") if f.suffix in (".webp", ".png", ".jpg")]
+    for file in spread(files, min(len(files), 20)):
+        picture = read(file)[:250, :250]
+        framed = np.pad(picture, ((60, 60), (60, 60), (0, 0)))
+        assert inspect_cell(framed).kind == "refused", file.name
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.6])
+def test_real_cells_at_another_magnification_carry_a_note(scale, real_cells):
+    noted = 0
+    for file in (files := real_cells(20)):
+        picture = Image.fromarray(read(file))
+        resized = np.asarray(picture.resize([round(scale * side) for side in picture.size], Image.Resampling.BILINEAR))
+        noted += any("another magnification" in reason for reason in inspect_cell(resized).reasons)
+    assert noted > 0.8 * len(files)
 
 
 def test_bright_background_is_refused_with_the_way_out(draw_cell):

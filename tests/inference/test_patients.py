@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import binomtest
 
+from inference.gate import inspect_cell
+from inference.images import decode_image
 from inference.patients import BLAST_LINE, MIN_CELLS, summarize_patient, wilson_interval
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -68,6 +71,23 @@ def test_too_few_cells_answer_nothing(k, make_card):
     summary = summarize_patient(called(k, MIN_CELLS - 1), make_card())
     assert summary.verdict == "indeterminate" and str(MIN_CELLS) in summary.reason
     assert summarize_patient(called(MIN_CELLS, MIN_CELLS), make_card()).verdict == "consistent with ALL"
+
+
+def test_mostly_noted_cells_answer_nothing(make_card):
+    verdict = {k: summarize_patient(called(100, 100), make_card(), noted=k).verdict for k in (50, 51)}
+    assert verdict == {50: "consistent with ALL", 51: "indeterminate"}
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.5, "small"), (0.7, "small"), (1.0, ""), (1.3, "large")])
+def test_cells_at_another_magnification_answer_nothing(scale, size, real_cells, make_card):
+    diameters = []
+    for file in real_cells(40):
+        picture = Image.fromarray(decode_image(file.read_bytes(), name=file.name)[0])
+        resized = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.BILINEAR)
+        diameters.append(inspect_cell(np.asarray(resized)).diameter_px)
+    summary = summarize_patient(called(40, 40), make_card(), diameters=diameters)
+    assert summary.verdict == ("indeterminate" if size else "consistent with ALL")
+    assert (f"unusually {size}" in summary.reason) == bool(size)
 
 
 def test_correction_takes_out_the_checkpoints_errors(make_card):

@@ -202,6 +202,38 @@ def test_a_damaged_card_is_a_sentence(put):
     assert not page.dataframe
 
 
+@pytest.fixture
+def promote(put, tmp_path):
+    """promote("run-1"): a copy of `tiny` on the promoted shelf, as another process puts it there."""
+
+    def promote(name: str) -> Path:
+        shelf = tmp_path / "runs" / "promoted"
+        shelf.mkdir(parents=True)
+        folder = shutil.move(put(name, weights=True), shelf / name)
+        (shelf / "history.json").write_text(json.dumps([{"name": name, "run": name, "promoted": "2026-01-01T10:00:00"}]))
+        return folder
+
+    return promote
+
+
+def test_a_network_promoted_a_moment_ago_breaks_nothing(three, promote):
+    before = opened()  # reads the systems, which are kept for some seconds
+    promote("run-1")
+    page = opened()
+    assert list(page.dataframe[0].value["network"]) == list(before.dataframe[0].value["network"])
+    assert "#### Tiny" in words(page)
+    st.cache_data.clear()
+    assert "run-1" in {s.name for s in list_systems()} and not opened().exception
+
+
+def test_a_damaged_promotion_is_left_out_and_told(three, promote):
+    (promote("run-1") / "card.json").write_text("{")
+    assert model_zoo.default_checkpoint() == "tiny" and "run-1" not in {card.name for card in model_zoo.list_cards()}
+    page = opened()
+    assert re.search(r"run\\-1.card\\.json is no readable card.*It is left out", words(page))
+    assert "#### Tiny" in words(page) and len(page.dataframe[0].value)
+
+
 @pytest.mark.parametrize("name", [card.name for card in model_zoo.list_cards()])
 def test_every_bundled_card_can_be_opened(name, monkeypatch, tmp_path):
     monkeypatch.setenv("BLASTOSCOPE_RUNS", str(tmp_path))
@@ -209,6 +241,8 @@ def test_every_bundled_card_can_be_opened(name, monkeypatch, tmp_path):
     systems = list_systems()
     row = [s.name for s in systems].index(name)
     page = opened(row)
-    low, high = systems[row].card.metrics["auroc"][1:]
-    assert f"tested on {TESTED_ON[systems[row].protocol]}" in words(page) and f"({low:.2f}–{high:.2f})" in words(page)
+    card = systems[row].card
+    low, high = card.metrics["auroc"][1:]
+    who = "patients seen without labels" if card.split.get("seen_unlabelled") else TESTED_ON[card.split["protocol"]]
+    assert f"tested on {who}." in words(page) and f"({low:.2f}–{high:.2f})" in words(page)
     assert len(page.get("plotly_chart")) >= 3

@@ -1,11 +1,22 @@
 """Every page, run by Streamlit's own test harness on real cells and on bad ones."""
 
 import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
+
+from inference.cells import CellResult
+from inference.images import LOSSY
+from inference.sources import open_files
+from ui import components, resources, state
 
 APP = str(Path(__file__).parents[2] / "app.py")
 PAGES = ("case", "explain", "layers", "models")
@@ -26,6 +37,15 @@ def cells(data_root):
 
 def words(app) -> str:
     return "\n".join(str(e.value) for kind in (app.markdown, app.caption, app.info) for e in kind)
+
+
+def box(elements, label):
+    return next(e for e in elements if e.label.startswith(label))
+
+
+def described(app) -> list[str]:
+    """The alternative text of every picture."""
+    return [picture.alt for image in app.get("image") for picture in image.proto.imgs]
 
 
 def upload(app, files):
@@ -49,7 +69,9 @@ def test_case_shows_a_patient_card_a_table_and_refusals(app, cells):
     refused, table = (d.value for d in app.dataframe)
     assert set(refused["file"]) == {"broken.png", "empty.bmp"}
     assert "0 bytes" in " ".join(refused["note"])
-    assert [h for h in words(app).splitlines() if h.startswith("#####")] == ["##### Patient: 11", "##### Patient: H12"]
+    titles = [line for line in words(app).splitlines() if line.startswith("#####")]
+    assert titles == [f"##### Patient: {name}" for name in ("11", "H12", "unnamed patient")]
+    assert "**No cell could be read**" in words(app) and "\n2 files refused.\n" in words(app)
     assert len(table) == 44
     assert table["P(ALL)"].between(0, 1).all()
     assert table["P(ALL)"].is_monotonic_decreasing
@@ -58,11 +80,13 @@ def test_case_shows_a_patient_card_a_table_and_refusals(app, cells):
 
 
 def test_many_patients_stand_in_a_table(app, cells):
-    upload(app, [(f"ward/{name}/{i}.webp", data, mime) for name in "ABCDE" for i, (_, data, mime) in enumerate(cells[:2])])
+    upload(app, [(f"{'ABCDE'[i // 2]}/{i}.webp", data, mime) for i, (_, data, mime) in enumerate(cells[:10])])
     patients = app.dataframe[0].value
     assert list(patients["patient"]) == list("ABCDE")
     assert list(patients["cells"]) == [2] * 5
     assert set(patients["answer"]) == {"indeterminate"}
+    for caveat in ("not a marrow differential. Flow cytometry decides", "persons differ more"):
+        assert caveat in words(app)
     next(s for s in app.selectbox if s.label == "Patient").set_value("D").run()
     assert "##### Patient: D" in words(app) and "##### Patient: A" not in words(app)
     assert "too few to answer" in words(app)
@@ -117,9 +141,6 @@ def test_averaging_over_rotations_scores_again_and_says_that_the_card_was_measur
 def test_csv_says_over_how_many_rotations(tiny_engine):
     import csv
 
-    from inference.cells import CellResult
-    from ui.components import to_csv
-
     cells = [
         CellResult(file="a.png", patient="P", p_all=0.7, call="ALL", note="odd"),
         CellResult(file="b.png", patient="P", p_all=None, call="refused", note="no cell"),
@@ -128,9 +149,10 @@ def test_csv_says_over_how_many_rotations(tiny_engine):
         (tiny_engine, ["odd", "no cell"]),
         (tiny_engine.over(8), [f"odd; {tiny_engine.over(8).remark}", "no cell"]),
     ):
-        rows = list(csv.DictReader(io.StringIO(to_csv(cells, engine).decode("utf-8-sig"))))
+        rows = list(csv.DictReader(io.StringIO(components.to_csv(cells, engine).decode("utf-8-sig"))))
         assert [row["note"] for row in rows] == notes
         assert {row["rotations"] for row in rows} == {str(engine.rotations)} and rows[0]["checkpoint"] == "tiny"
+        assert rows[0]["app_version"] and rows[0]["use"] == "research and education; not a medical device"
 
 
 def test_explain_shows_a_map_and_its_resolution(app, cells):
@@ -142,6 +164,10 @@ def test_explain_shows_a_map_and_its_resolution(app, cells):
     assert "values, enlarged" in words(app)
     assert "of the map lies on the cell" in words(app) or "The map is empty" in words(app)
     assert len(app.get("image")) == 4
+    assert all(described(app))
+    for label in ("ALL", "HEM"):
+        box(app.segmented_control, "Show what speaks for").set_value(label).run()
+        assert f"left: nothing that speaks for {label} ·" in words(app)
 
 
 def test_layers_walks_and_tells_shares(app, cells):
@@ -153,6 +179,7 @@ def test_layers_walks_and_tells_shares(app, cells):
     next(b for b in app.button if b.label == "Next layer").click().run()
     assert next(s for s in app.selectbox if s.label.startswith("Layer")).value != first
     assert "exactly zero" in words(app)
+    assert len(described(app)) == 3 and all(described(app))
     table = app.dataframe[-1].value
     assert {"layer", "type", "output", "parameters", "from"} == set(table.columns)
     assert "logit" in set(table["layer"])
@@ -184,7 +211,7 @@ def test_a_zip_gives_its_cells_by_folder(app, cells):
             archive.writestr(f"Anna/cell {i}.webp", data)
         archive.writestr("../evil.webp", cells[0][1])
     upload(app, [("ward.zip", buffer.getvalue(), "application/zip")])
-    assert list(app.dataframe[-1].value["patient"]) == ["Anna"] * 4
+    assert list(app.dataframe[-1].value["patient"]) == ["ward / Anna"] * 4
     assert "outside the ZIP" in app.dataframe[0].value["note"][0]
 
 
@@ -193,3 +220,202 @@ def test_only_bad_files_leave_a_page_that_says_so(app):
     Image.new("RGB", (450, 450)).save(buffer, "PNG")
     upload(app, [("black.png", buffer.getvalue(), "image/png")])
     assert "no cell" in app.dataframe[0].value["note"][0]
+
+
+def test_a_patient_whose_every_file_was_refused_stays_in_the_table(app, cells):
+    files = [(f"{'ABCD'[i // 2]}/{i}.webp", data, mime) for i, (_, data, mime) in enumerate(cells[:8])]
+    upload(app, [*files, ("E/broken.png", b"broken", "image/png"), ("A/broken.png", b"broken", "image/png")])
+    table = app.dataframe[1].value.set_index("patient")
+    assert dict(table["cells"]) == {"A": 2, "B": 2, "C": 2, "D": 2, "E": 0}
+    assert dict(table["files refused"]) == {"A": 1, "B": 0, "C": 0, "D": 0, "E": 1}
+    assert table["answer"]["E"] == "no cell could be read"
+    box(app.selectbox, "Patient").set_value("E").run()
+    assert not app.exception
+    assert "##### Patient: E" in words(app) and "**No cell could be read**" in words(app)
+
+
+def test_notes_stand_on_the_card_and_most_of_them_leave_no_answer(app, cells):
+    def cut(data: bytes) -> bytes:
+        """A cell that the picture's edge cuts off."""
+        buffer = io.BytesIO()
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        left, _, right, _ = picture.getbbox()
+        picture.crop((0, 0, right - (right - left) // 6, picture.height)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    noted = [(f"A/{i}.png", cut(data), "image/png") for i, (_, data, _) in enumerate(cells[:12])]
+    upload(app, [*noted, *((f"A/{i}.webp", data, mime) for i, (_, data, mime) in enumerate(cells[12:22]))])
+    assert "12 of 22 cells carry a note." in words(app)
+    assert "**Indeterminate**" in words(app) and "More than half of the cells carry a note" in words(app)
+
+
+def test_a_note_on_lossy_compression_is_counted_but_leaves_the_answer(make_card):
+    def patient(note):
+        row = {"file": "a.png", "patient": "A", "p_all": 0.99, "call": "ALL", "diameter_px": 200.0}
+        return state.Patient(cells=[CellResult(**row, note=note) for _ in range(40)], refused=1)
+
+    answers = {note: components.summarize(patient(note), make_card()).verdict for note in ("", LOSSY, f"{LOSSY}; cut off")}
+    assert list(answers.values()) == ["consistent with ALL", "consistent with ALL", "indeterminate"]
+    assert components.remarks_on(patient(LOSSY)) == "40 of 40 cells carry a note; 1 file refused."
+    assert components.remarks_on(state.Patient(cells=patient("").cells)) == ""
+
+
+def test_a_patients_cells_at_another_magnification_are_said_on_the_card(make_card):
+    cells = [CellResult(file="a.png", patient="A", p_all=0.01, call="HEM", note="", diameter_px=115) for _ in range(40)]
+    summary = components.summarize(state.Patient(cells=cells), make_card())
+    assert summary.verdict == "indeterminate" and "unusually small (median diameter 115 px)" in summary.reason
+
+
+def test_there_is_no_answer_before_all_of_a_patients_cells_are_read(make_card):
+    cells = [CellResult(file="a.png", patient="A", p_all=0.99, call="ALL", note="", diameter_px=200) for _ in range(40)]
+    read, reading = state.Patient(cells=cells), state.Patient(cells=cells, waiting=1)
+    summary = components.summarize(read, make_card())
+    assert components.answer(read, summary) == "consistent with ALL" and components.answer(reading, summary) == "reading…"
+    assert components.answer(state.Patient(waiting=2), None) == "reading…"
+
+
+@pytest.fixture
+def case(tiny_checkpoint, tiny_engine, monkeypatch):
+    """A case outside any session, read by the tiny checkpoint."""
+    monkeypatch.setattr(resources, "engine", lambda name, rotations: tiny_engine)
+    made = state.Case(checkpoint="tiny")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def drop(draw_cell, encode):
+    """drop(case, "A/1.png", ...): add drawn cells; the number in a name tells which."""
+
+    def drop(case, *names):
+        read = {name: encode(draw_cell(int(re.search(r"\d+", name)[0])), "PNG") for name in names}
+        case._enqueue(open_files((name, lambda d=data: d) for name, data in read.items()))
+
+    return drop
+
+
+def test_the_same_picture_counts_once_and_the_second_says_so(case, drop):
+    drop(case, "A/1.png", "A/2.png", "B/1.png", "A/3.png")
+    drop(case, "A/2.png")
+    while case.waiting:
+        case.advance()
+    assert [(r.file, r.kept.number) for r in case.scored] == [("A/1.png", 0), ("A/2.png", 1), ("A/3.png", 2)]
+    assert [(r.file, r.note) for r in case.refused] == [
+        ("B/1.png", "The same picture as A/1.png: counted once."),
+        ("A/2.png", "The same picture as A/2.png: counted once."),
+    ]
+    assert sorted(Path(case.folder.name).iterdir()) == sorted(r.kept.file for r in case.scored)
+    assert {name: (len(p.cells), p.refused) for name, p in case.by_patient().items()} == {"A": (3, 1), "B": (0, 1)}
+
+
+def test_cells_that_cannot_be_kept_are_refused_rows(case, drop):
+    drop(case, "A/1.png")
+    case.advance()
+    Path(case.folder.name).rename(f"{case.folder.name} is full")
+    drop(case, "A/2.png", "A/3.png")
+    case.advance()
+    Path(f"{case.folder.name} is full").rename(case.folder.name)
+    assert case.waiting == 0 and len(case.scored) == 1
+    assert all(row.note.startswith("it could not be kept (No such file or directory). Make room") for row in case.refused)
+    drop(case, "A/2.png")  # was not counted, so may come again
+    case.advance()
+    assert [row.file for row in case.scored] == ["A/1.png", "A/2.png"]
+
+
+def test_cells_and_patients_keep_their_order_when_another_network_reads_them(case, drop):
+    names = [f"{patient}/{i}.png" for i, patient in enumerate("CABCAB")]
+    drop(case, *names)
+    assert [(name, p.waiting) for name, p in case.by_patient().items()] == [("C", 2), ("A", 2), ("B", 2)]
+    case.advance()
+    case.switch("tiny", 8, first=case.scored[4])
+    assert [(name, len(p.cells), p.waiting) for name, p in case.by_patient().items()] == [(n, 0, 2) for n in "CAB"]
+    while case.waiting:
+        case.advance()
+    assert [row.file for row in case.results] != names and [row.file for row in case.scored] == names
+    assert list(case.by_patient()) == ["C", "A", "B"] and case.rotations == 8
+
+
+def test_windows_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_path):
+    script = (
+        "import time; from pathlib import Path; from ui import state\n"
+        f"print(state._hold_folder(Path({str(tmp_path)!r})), flush=True); time.sleep(600)"
+    )
+    apps = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    killed, living = (Path(app.stdout.readline().strip()) for app in apps)
+    strange = tmp_path / "blastoscope-else"
+    strange.mkdir()
+    (killed / "0.png").write_bytes(b"a window")
+    apps[0].send_signal(signal.SIGKILL)
+    apps[0].wait()
+    for folder in (killed, living, strange):
+        os.utime(folder, (time.time() - 60,) * 2)
+    mine = state._hold_folder(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([living, strange, mine])
+    apps[1].kill()
+    apps[1].wait()
+
+
+def test_choices_survive_another_page(app, cells):
+    upload(app, cells[20:24])
+    box(app.selectbox, "Sort").set_value("P(ALL), low first").run()
+    box(app.segmented_control, "Show").set_value("Called HEM").run()
+    box(app.selectbox, "Patient").set_value("H12").run()
+    app.switch_page("pages/models.py").run()
+    app.switch_page("pages/case.py").run()
+    assert not app.exception
+    assert box(app.selectbox, "Sort").value == "P(ALL), low first"
+    assert box(app.segmented_control, "Show").value == "Called HEM"
+    assert box(app.selectbox, "Patient").value == "H12"
+    app.switch_page("pages/layers.py").run()
+    box(app.button, "Next layer").click().run()
+    layer = box(app.selectbox, "Layer").value
+    app.switch_page("pages/case.py").run()
+    app.switch_page("pages/layers.py").run()
+    assert not app.exception and box(app.selectbox, "Layer").value == layer
+
+
+def test_another_network_keeps_the_rotations(app, cells):
+    upload(app, cells[:2])
+    box(app.checkbox, "Average").check().run()
+    network = box(app.selectbox, "Network")
+    network.set_value(next(name for name in ("mobilenet_v2", "efficientnet_b3_pooled") if name != network.value)).run()
+    assert not app.exception and box(app.checkbox, "Average").value and app.session_state["case"].rotations == 8
+
+
+def test_a_cell_chosen_while_others_still_wait_is_shown(app, cells):
+    upload(app, cells[:3])
+    app.switch_page("pages/explain.py").run()
+    reading = app.session_state["case"]
+    reading._enqueue(open_files((name, lambda d=data: d) for name, data, _ in cells[3:44]))
+    wanted = min(reading.scored, key=lambda row: row.p_all)
+    box(app.selectbox, "Cell").set_value(wanted.kept.number).run()  # reads on at first, so that there are more to choose from
+    assert not app.exception and len(reading.scored) > 3
+    assert box(app.selectbox, "Cell").value == wanted.kept.number
+    assert any(wanted.file in image.proto.imgs[0].caption.replace("\\", "") for image in app.get("image"))
+    assert not reading.waiting or f"{reading.waiting} cells still to be read" in words(app)
+
+
+@pytest.mark.parametrize(
+    "p_all, told",
+    [(0, "<0.01"), (0.004, "<0.01"), (0.006, "0.01"), (0.5, "0.50"), (0.994, "0.99"), (0.996, ">0.99"), (1, ">0.99")],
+)
+def test_no_probability_reads_as_certain(p_all, told):
+    assert components.probability(p_all) == told
+    assert components.probability(0.9996, digits=3) == ">0.999" and components.probability(0.9994, digits=3) == "0.999"
+
+
+def test_a_checkpoint_that_cannot_be_read_ends_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("model_zoo._checkpoint.BUNDLED", tmp_path)
+    monkeypatch.setenv("BLASTOSCOPE_RUNS", str(tmp_path / "runs"))
+    resources.cards.clear()
+    app = AppTest.from_file(APP, default_timeout=300).run()
+    resources.cards.clear()
+    assert not app.exception and "holds no checkpoint" in app.warning[0].value
+
+
+def test_a_network_that_was_shown_pictures_does_not_claim_unseen_subjects(make_card):
+    card = make_card(split=make_card().split | {"seen_unlabelled": ["fold_0"]})
+    assert components.tested_on(make_card(), "subjects") == "unseen subjects"
+    assert components.tested_on(card, "subjects") == "subjects seen without labels"
+    assert "never saw the subject's label." in components.model_sentence(card)
+    assert "never saw the subject." in components.model_sentence(make_card())

@@ -126,7 +126,7 @@ def test_every_picture_is_checked_on_request(page, drawn_cells, runs, tmp_path, 
     monkeypatch.setenv("BLASTOSCOPE_DATA", str(tmp_path / "data"))
     app = click(page(), "Check every picture")
     shown = words(app).replace("\\", "")
-    assert "1 of 42 images could not be read" in shown and "share 1 picture" in shown
+    assert "1 of 42 images cannot be read as cells" in shown and "share 1 picture" in shown
     assert not [b for b in app.button if b.label == "Check every picture"]
 
 
@@ -158,8 +158,8 @@ def test_a_run_is_started_watched_stopped_and_finished_here(page, wait_for):
     click(app, "Resume")
     wait_for(lambda: jobs.read_run("my-run").state == "running")
     click(app.run(), "Finish now")
-    assert jobs.read_run("my-run").finishing or not jobs.read_run("my-run").alive
     wait_for(lambda: not jobs.read_run("my-run").alive)
+    assert len(jobs.read_run("my-run").history()) < 900
     assert "**Finished** in" in words(app.run()) and jobs.read_run("my-run").card.training["epochs"] == 900
 
 
@@ -179,6 +179,16 @@ def test_a_finished_run_is_compared_promoted_and_taken_back(page, first):
     assert model_zoo.default_checkpoint() == before
     app.switch_page("pages/case.py").run()
     assert not app.exception and one(app.selectbox, "Network").value == before
+
+
+def test_a_promoted_card_that_cannot_be_read_is_said_and_taken_back(page, first, runs):
+    before = model_zoo.default_checkpoint()
+    promotion.promote("first")
+    (runs / "promoted" / model_zoo.promoted_names()[-1] / "card.json").write_text("{")
+    app = page()
+    assert model_zoo.default_checkpoint() == before and "that was promoted last cannot be read" in words(app)
+    click(app, "Take the promotion back")
+    assert model_zoo.promoted_names() == [] and "It is bundled with the app" in words(app)
 
 
 def test_two_runs_on_the_same_cells_get_the_interval_of_their_difference(page, first, runs):

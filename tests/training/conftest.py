@@ -59,6 +59,15 @@ def start(tmp_path_factory, randomised):
 
 
 @pytest.fixture
+def small_teacher(monkeypatch):
+    """A teacher of one of MobileNetV2 pyramid's seven branches: the others teach no otherwise and are a minute's tracing."""
+    from model_zoo import mobilenet_v2_pyramid
+
+    monkeypatch.setattr(mobilenet_v2_pyramid, "_SCALES", {"fine": 1})
+    monkeypatch.setattr(mobilenet_v2_pyramid, "_STAININGS", {"fine": ("raw",)})
+
+
+@pytest.fixture
 def write_recipe_file(tmp_path):
     """write_recipe_file("epochs = 1", ...): the tiny recipe with these lines in place of, or beside, its own."""
 
@@ -75,3 +84,4 @@ def write_recipe_file(tmp_path):
 def own_folder(tmp_path, monkeypatch):
     """Runs and their cache lie in the test's folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BLASTOSCOPE_RUNS", str(tmp_path / "runs"))

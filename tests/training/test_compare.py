@@ -33,10 +33,11 @@ def shelf(tiny_checkpoint, tmp_path):
 
 def test_evaluate_leaves_out_subjects_that_trained_it(shelf, data, tmp_path):
     said = evaluate(shelf("net", ["20", "H21"]), data, out=tmp_path / "out.csv")
-    assert "left out: 4 cells of 2 subjects" in said and "auroc" in said
+    assert "left out: 6 cells of 3 subjects" in said and "20, 21, H21" in said and "auroc" in said
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 36 and not {"20", "H21"} & {row["subject"] for row in rows}
+    # 21 shares pictures with 20, which trained the network
+    assert len(rows) == 34 and not {"20", "21", "H21"} & {row["subject"] for row in rows}
     assert "UID_99_1_1_all.png" in said  # the damaged one is named
 
 
@@ -46,6 +47,24 @@ def test_evaluate_refuses_where_nothing_is_unseen(shelf, data, tiny_checkpoint):
         evaluate(shelf("all", everyone), data)
     with pytest.raises(DataError, match="does not say which subjects"):
         evaluate(tiny_checkpoint, data)
+
+
+def test_evaluate_leaves_out_whoever_shares_pictures_even_if_that_subject_is_elsewhere(shelf, data, tmp_path):
+    for file in data.rglob("UID_*_1_1_*.png"):
+        if "UID_20_" not in file.name:
+            (tmp_path / "cells" / file.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "cells" / file.parent.name)
+    assert "subjects that trained it, or share pictures with one that did: 21\n" in evaluate(
+        shelf("net", ["20"]), tmp_path / "cells"
+    )
+
+
+def test_evaluate_says_that_nothing_could_be_read(shelf, tmp_path):
+    for label, subject in (("all", "1"), ("hem", "H1")):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / f"UID_{subject}_1_1_{label}.bmp").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"None of the 2 cells could be read. First: all/UID_1_1_1_all\.bmp: "):
+        evaluate(shelf("net", ["99"]), tmp_path)
 
 
 def test_compare_measures_the_difference_on_shared_cells(shelf):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import training.data
 from inference.images import decode_image, frame_cell
 from model_zoo import FrameSpec
 from training.data import (
@@ -205,8 +206,10 @@ def test_another_seed_is_another_division_by_chance(data_root):
 
 def test_darkness_is_of_the_cell_alone(tmp_path, encode):
     for i, (label, colour) in enumerate((("all", 63), ("hem", 127))):
-        picture = np.zeros((60, 60, 3), "uint8")
-        picture[10 : 20 + 10 * i, 10:30] = colour
+        y, x = np.mgrid[:60, :60]
+        picture = (
+            np.where((y - 30) ** 2 + (x - 30) ** 2 < (12 + 8 * i) ** 2, colour, 0)[..., None].repeat(3, axis=2).astype("uint8")
+        )
         lay(tmp_path, {"png": encode(picture, "PNG")}, f"{label}/UID_{'H' * i}1_1_1_{label}.png")
     cells, _ = verify_cells(index_cells(tmp_path), cache=tmp_path / "cache")
     np.testing.assert_allclose(cells.darkness, [np.log10(4), np.log10(2)], atol=1e-4)
@@ -232,8 +235,8 @@ def test_pack_is_what_serving_feeds_the_network(real_cells, tmp_path):
     files = real_cells(24)
     cells = Cells(files=files, y_true=np.ones(24), subjects=np.array(["1"] * 24), groups=np.array(["1"] * 24))
     for spec in (FrameSpec(crop=300, size=160), FrameSpec(crop=300, size=300)):
-        packed, problems = pack_cells(cells, spec, cache=tmp_path)
-        assert problems == [] and packed.shape == (24, spec.size, spec.size, 3) and packed.dtype == np.uint8
+        packed = pack_cells(cells, spec, cache=tmp_path)
+        assert packed.shape == (24, spec.size, spec.size, 3) and packed.dtype == np.uint8
         for row, file in zip(packed, files, strict=True):
             assert (row == frame_cell(decode_image(file.read_bytes(), name=file.name)[0], spec)).all()
 
@@ -241,24 +244,41 @@ def test_pack_is_what_serving_feeds_the_network(real_cells, tmp_path):
 def test_pack_is_reused_and_read_only(tmp_path, picture):
     root = lay(tmp_path / "data", picture, "all/UID_1_1_1_all.png", "hem/UID_H1_1_1_hem.png")
     cells, steps = index_cells(root), []
-    first, _ = pack_cells(cells, SPEC, cache=tmp_path / "cache", progress=lambda *step: steps.append(step))
+    first = pack_cells(cells, SPEC, cache=tmp_path / "cache", progress=lambda *step: steps.append(step))
     assert steps == [(1, 2), (2, 2)]
-    again, _ = pack_cells(index_cells(root), SPEC, cache=tmp_path / "cache", progress=lambda *step: steps.append(step))
+    again = pack_cells(index_cells(root), SPEC, cache=tmp_path / "cache", progress=lambda *step: steps.append(step))
     assert len(steps) == 2 and (first == again).all() and first.any() and not first.flags.writeable
-    other, _ = pack_cells(cells, FrameSpec(crop=200, size=32), cache=tmp_path / "cache")
+    other = pack_cells(cells, FrameSpec(crop=200, size=32), cache=tmp_path / "cache")
     assert other.shape == (2, 32, 32, 3)
     assert not list((tmp_path / "cache").glob("*.partial"))
 
 
-def test_unreadable_file_is_reported_by_name_now_and_from_the_cache(tmp_path, picture):
+def test_a_file_that_fails_while_it_is_packed_ends_the_run_and_is_no_black_cell(tmp_path, picture):
     root = lay(tmp_path / "data", picture, "all/UID_1_1_1_all.png", "hem/UID_H1_1_1_hem.png", "all/UID_1_1_2_all.bmp")
-    (root / "all" / "UID_1_1_2_all.bmp").write_bytes(picture["bmp"][:500])
-    cells = index_cells(root)
-    for _ in range(2):
-        packed, problems = pack_cells(cells, SPEC, cache=tmp_path / "cache")
-        assert len(problems) == 1 and problems[0].startswith("all/UID_1_1_2_all.bmp: ")
-        blank = [file.name for file, row in zip(cells.files, packed, strict=True) if not row.any()]
-        assert blank == ["UID_1_1_2_all.bmp"]
+    cells, file = index_cells(root), root / "all" / "UID_1_1_2_all.bmp"
+    for spoil in (lambda: file.unlink(), lambda: file.write_bytes(picture["bmp"][:500])):
+        spoil()
+        with pytest.raises(DataError, match=r"UID_1_1_2_all\.bmp.* could be read a moment ago"):
+            pack_cells(cells, SPEC, cache=tmp_path / "cache")
+        assert not list((tmp_path / "cache").iterdir())
+    file.write_bytes(picture["bmp"])
+    assert pack_cells(cells, SPEC, cache=tmp_path / "cache").any(axis=(1, 2, 3)).all()
+
+
+def test_a_file_that_fails_while_it_is_looked_at_is_not_kept_as_damaged(tmp_path, picture, monkeypatch):
+    root = lay(tmp_path / "data", picture, "all/UID_1_1_1_all.png", "hem/UID_H1_1_1_hem.png", "all/UID_1_1_2_all.bmp")
+    cells, read = index_cells(root), training.data._decode
+
+    def flaky(file):
+        if file.suffix == ".bmp":
+            raise OSError(5, "Input/output error")
+        return read(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.data, "_decode", flaky)
+        with pytest.raises(DataError, match=r"UID_1_1_2_all\.bmp: Input/output error"):
+            verify_cells(cells, cache=tmp_path / "cache")
+    assert len(verify_cells(cells, cache=tmp_path / "cache")[0]) == 3
 
 
 def test_count_matches_a_plain_recount(data_root):
@@ -420,6 +440,15 @@ def test_shared_pictures_join_groups_and_are_told(tmp_path, pictures, encode):
     assert len(sentences) == 5 and "Subjects 8, H7 share 1" in told
 
 
+@pytest.mark.parametrize("level", [0, 255])
+def test_what_is_no_cell_is_left_out_and_said(level, tmp_path, pictures, encode):
+    root = lay_pictures(tmp_path / "data", pictures, {"UID_1_1_1_all.png": 0, "UID_H1_1_1_hem.png": 1})
+    (root / "UID_2_1_1_all.png").write_bytes(encode(np.full((40, 40, 3), level, "uint8"), "PNG"))
+    checked, said = verify_cells(index_cells(root), cache=tmp_path / "cache")
+    assert checked.subjects.tolist() == ["1", "H1"] and said[0].startswith("1 of 3 images cannot be read as cells")
+    assert said[1].startswith("data/UID_2_1_1_all.png: ")
+
+
 def test_unreadable_images_are_listed_counted_and_left_out(tmp_path, pictures):
     chosen = {"UID_1_1_1_all.png": 0, "UID_2_1_1_all.png": 1, "UID_H1_1_1_hem.png": 2, "UID_H2_1_1_hem.png": 3}
     root = lay_pictures(tmp_path / "data", pictures, chosen)
@@ -428,7 +457,7 @@ def test_unreadable_images_are_listed_counted_and_left_out(tmp_path, pictures):
     cells = index_cells(root)
     for _ in range(2):
         checked, (count, *listed) = verify_cells(cells, cache=tmp_path / "cache")
-        assert count == "2 of 4 images could not be read and are left out:"
+        assert count == "2 of 4 images cannot be read as cells and are left out:"
         assert [line.partition(": ")[0] for line in listed] == ["data/UID_2_1_1_all.png", "data/UID_H2_1_1_hem.png"]
         assert checked.subjects.tolist() == ["1", "H1"] and checked.fingerprint != cells.fingerprint
     (root / "UID_H1_1_1_hem.png").write_bytes(b"")
@@ -442,6 +471,9 @@ def test_images_of_several_sizes_are_told(tmp_path, pictures, picture):
     (sentence,) = verify_cells(index_cells(root), cache=tmp_path / "cache")[1]
     assert "Images of 2 sizes, mostly 40 × 40 (2), 120 × 120 (1)." in sentence
 
+
+y, x = np.mgrid[:24, :24]
+disc = ((y - 11) ** 2 + (x - 11) ** 2 < 110)[..., None].repeat(3, axis=2)  # the smallest cell there may be
 
 structures = st.lists(  # (subject's number, healthy, picture's number) of each cell
     st.tuples(st.integers(1, 9), st.booleans(), st.integers(0, 90)), min_size=16, max_size=40
@@ -462,7 +494,7 @@ def test_no_group_and_no_picture_ever_lies_on_two_sides(structure, folds, seed):
             if number > 7:
                 table.append(f"{file.name},{i}.bmp")
                 file = root / PRELIMINARY / f"{i}.bmp"
-            Image.fromarray(np.full((2, 2, 3), 2 * picture + 20, "uint8")).save(file)
+            Image.fromarray((disc * (2 * picture + 20)).astype("uint8")).save(file)
             picture_of[file] = picture
         (root / f"{PRELIMINARY}_labels.csv").write_text("\n".join(table))
         try:
@@ -543,7 +575,7 @@ def test_chosen_cells_keep_all_that_is_known_of_them(tmp_path, picture):
 
 def test_changed_pixels_are_packed_anew_whatever_name_size_and_time_say(tmp_path, picture):
     root = lay(tmp_path / "data", picture, "all/UID_1_1_1_all.bmp", "hem/UID_H1_1_1_hem.bmp")
-    first, _ = pack_cells(index_cells(root), SPEC, cache=tmp_path / "cache")
+    first = pack_cells(index_cells(root), SPEC, cache=tmp_path / "cache")
     file = root / "all" / "UID_1_1_1_all.bmp"
     before, content = file.stat(), bytearray(file.read_bytes())
     centre = 54 + 3 * (60 * 120 + 60)
@@ -551,7 +583,7 @@ def test_changed_pixels_are_packed_anew_whatever_name_size_and_time_say(tmp_path
     file.write_bytes(content)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    second, _ = pack_cells(index_cells(root), SPEC, cache=tmp_path / "cache")
+    second = pack_cells(index_cells(root), SPEC, cache=tmp_path / "cache")
     assert (first[0] != second[0]).any() and (first[1] == second[1]).all()
 
 
@@ -576,7 +608,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, picture):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "cache").iterdir()) == []
-    assert pack_cells(cells, spec, cache=tmp_path / "cache")[0].shape == (18, 300, 300, 3)
+    assert pack_cells(cells, spec, cache=tmp_path / "cache").shape == (18, 300, 300, 3)
 
 
 @pytest.mark.parametrize("prepare", [verify_cells, lambda cells, cache: pack_cells(cells, SPEC, cache=cache)])

@@ -5,10 +5,13 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 
+import keras
 import numpy as np
 import pytest
 
+from training.devices import find_devices
 from training.errors import RecipeError, RunError
 from training.recipe import read_recipe
 
@@ -34,6 +37,28 @@ def test_two_devices_give_what_one_gives(backend, data, write_recipe_file, tmp_p
     one, two = logits(1), logits(2)
     np.testing.assert_allclose(two, one, atol=1e-4)
     assert one.std() > 0.05  # other draws of the augmentation change them by more than .01
+
+
+@pytest.mark.parametrize(("gpus", "found"), [(0, ["cpu:0"]), (2, ["gpu:0", "gpu:1"])])
+def test_devices_are_found_on_pytorch_which_keras_cannot_ask(gpus, found, monkeypatch):
+    torch = types.SimpleNamespace(cuda=types.SimpleNamespace(device_count=lambda: gpus))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    monkeypatch.setattr(keras.distribution, "list_devices", None)
+    assert find_devices(1) == found[:1]
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"), [(9.0, "mixed_bfloat16"), (7.5, "mixed_float16"), (None, "mixed_bfloat16")]
+)
+def test_mixed_precision_is_one_that_the_gpu_computes(capability, precision, monkeypatch):
+    import training.run
+
+    monkeypatch.setattr(training.run, "list_devices", lambda: ["gpu:0"])
+    monkeypatch.setattr(training.run, "gpus", lambda: [{"capability": capability}])
+    assert training.run.precision_of("auto") == precision and training.run.precision_of("float32") == "float32"
+    monkeypatch.setattr(training.run, "list_devices", lambda: ["cpu:0"])
+    assert training.run.precision_of("auto") == "float32"
 
 
 def test_a_batch_is_divided_evenly_or_refused(write_recipe_file):

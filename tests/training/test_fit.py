@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from model_zoo import find_architecture, load_checkpoint
-from training.data import Cells, index_cells, pack_cells
+from training.data import Cells, index_cells, pack_cells, verify_cells
 from training.errors import OutOfMemory, Stopped
 from training.fit import Draws, Part, _freeze, _optimizer, _standardise, _StopOnly, _Watch, fit, predict_logit
 from training.recipe import Recipe, read_recipe
@@ -221,8 +221,8 @@ def ready(data, tmp_path, write_recipe_file):
 
     def make(*lines):
         recipe = read_recipe(write_recipe_file(*lines))
-        cells = index_cells(data)
-        packed, _ = pack_cells(cells, recipe.framing, cache=tmp_path / "cache")
+        cells, _ = verify_cells(index_cells(data), cache=tmp_path / "cache")
+        packed = pack_cells(cells, recipe.framing, cache=tmp_path / "cache")
         fold = np.arange(len(cells)) % 4
         part = Part(
             name="fold_0",
@@ -361,7 +361,9 @@ def test_no_callback_makes_keras_wait_for_the_device_after_each_batch():
         assert {getattr(kind, name) for kind in (_Watch, _StopOnly)} == {getattr(keras.callbacks.Callback, name)}
 
 
-def test_what_predicts_the_teacher_goes_on_from_its_own_weights_not_their_average(ready, tmp_path, start, monkeypatch):
+def test_what_predicts_the_teacher_goes_on_from_its_own_weights_not_their_average(
+    ready, tmp_path, start, small_teacher, monkeypatch
+):
     network, recipe, packed, cells, part = ready(f'teacher = "{start}"', "epochs = 1", "ema = 0.9")
     pairs = []
 

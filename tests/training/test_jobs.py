@@ -193,14 +193,14 @@ def test_more_gpus_than_there_are_are_refused(runs, monkeypatch):
 
 def test_gpus_are_read_from_nvidia_smi(tmp_path, monkeypatch):
     """As an H200 and a card that keeps its figures to itself answer."""
-    rows = "0, GPU-aa, NVIDIA H200, 143771, 1024, 37\\n1, GPU-bb, Odd Card, [N/A], [N/A], [N/A]"
+    rows = "0, GPU-aa, NVIDIA H200, 143771, 1024, 37, 9.0\\n1, GPU-bb, Odd Card, [N/A], [N/A], [N/A], 7.5"
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{rows}\\n'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [(g["name"], g["memory_mb"], g["busy_percent"]) for g in jobs.gpus()] == [
-        ("NVIDIA H200", 143771, 37),
-        ("Odd Card", None, None),
+    assert [(g["name"], g["memory_mb"], g["busy_percent"], g["capability"]) for g in jobs.gpus()] == [
+        ("NVIDIA H200", 143771, 37, 9.0),
+        ("Odd Card", None, None, 7.5),
     ]
     assert jobs.describe_device() == "NVIDIA H200, 140 GB and 1 more"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bb")
@@ -305,7 +305,7 @@ def test_a_damaged_recipe_is_told_by_its_file(runs, first):
     (first / "recipe.toml").write_text("epochs = ")
     assert jobs.read_run("first").recipe is None
     with pytest.raises(RecipeError, match=r"recipe\.toml"):
-        jobs.parse_recipe(first / "recipe.toml")
+        read_recipe(first / "recipe.toml", variants=False)
 
 
 # --- promotion ---

@@ -94,7 +94,7 @@ def test_the_gap_is_the_mean_square_over_the_cells_places(start, packed):
     np.testing.assert_allclose(gap[:, 0], (whole + inner) / 2, rtol=1e-3)
 
 
-def test_lessons_then_a_regression(start, data, tmp_path):
+def test_lessons_then_a_regression(start, small_teacher, data, tmp_path):
     recipe = tmp_path / "lessons.toml"
     write_recipe(make_recipe(LESSONS | MORE | {"teacher": str(start)}), recipe)
     assert main([str(recipe), "--data", str(data)]) == 0
@@ -119,7 +119,7 @@ def test_lessons_then_a_regression(start, data, tmp_path):
 MORE = {"draws_per_epoch": 16, "teach_without": [1], "validation": False, "refit": True, "sampling": "cells"}
 
 
-def test_killed_lessons_go_on_exactly(start, data, tmp_path, runs, monkeypatch):
+def test_killed_lessons_go_on_exactly(start, small_teacher, data, tmp_path, runs, monkeypatch):
     import training.fit
     from training import jobs
     from ui.train import _progress

@@ -115,8 +115,9 @@ def test_folds_by_stain_test_on_stains_that_were_not_trained_on(data, write_reci
     assert "Folds are by stain" in Card.read(tmp_path / "runs" / "r" / "card.json").split["sentence"]
 
 
-def test_what_was_trained_in_mixed_precision_is_measured_as_it_is_served(data, write_recipe_file, tmp_path):
-    assert main([str(write_recipe_file('precision = "mixed_bfloat16"', "epochs = 1")), "--data", str(data)]) == 0
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_what_was_trained_in_mixed_precision_is_measured_as_it_is_served(precision, data, write_recipe_file, tmp_path):
+    assert main([str(write_recipe_file(f'precision = "{precision}"', "epochs = 1")), "--data", str(data)]) == 0
     checkpoint = load_checkpoint(tmp_path / "runs" / "r")
     rows = {r.file.rpartition("/")[2]: r.p_all for r in score_files(open_paths([data]), Engine(checkpoint))}
     for row in table(tmp_path / "runs" / "r", "predictions.csv"):
@@ -155,6 +156,12 @@ def test_both_ways_stores_both_and_says_what_the_image_level_split_is(data, writ
     assert read_recipe(tmp_path / "runs" / "r_image_level" / "recipe.toml").protocol == "image_level"
     printed = capsys.readouterr().out
     assert "| r_by_subject | by subject |" in printed and "| r_image_level | image-level |" in printed
+    # again: nothing is missing, so nothing runs; with other settings it is refused
+    began = read_state(tmp_path / "runs" / "r_by_subject")["started"]
+    assert main([str(recipe), "--data", str(data), "--both-ways"]) == 0
+    assert read_state(tmp_path / "runs" / "r_by_subject")["started"] == began
+    assert main([str(recipe), "--data", str(data), "--both-ways", "--set", "epochs=2"]) == 2
+    assert "was begun with other settings" in capsys.readouterr().err
 
 
 def test_parts_share_no_group_and_image_level_parts_share_no_cell(data, write_recipe_file):
@@ -259,6 +266,81 @@ def test_short_memory_halves_the_batch_and_says_so(data, write_recipe_file, tmp_
     assert load_checkpoint(tmp_path / "runs" / "r").card.training["best_epoch"] == 1
 
 
+def test_a_run_in_smaller_pieces_goes_on_in_them_and_its_tables_hold_each_epoch_once(
+    data, write_recipe_file, tmp_path, capsys, monkeypatch
+):
+    """Memory runs short in the second epoch; then the run is stopped after two of three."""
+    given, folder, tried, resumed = Draws.__getitem__, tmp_path / "runs" / "r", [], []
+
+    def greedy(self, index):
+        tried.append(self.batch_size)
+        if self.batch_size > 4 and self.epoch == 1:
+            raise MemoryError("RESOURCE_EXHAUSTED: out of memory while trying to allocate 8 cells")
+        if self.epoch == 2 and not resumed:
+            (folder / "stop").touch()
+        return given(self, index)
+
+    monkeypatch.setattr(Draws, "__getitem__", greedy)
+    assert main([str(write_recipe_file("ema = 0.9")), "--data", str(data)]) == 2
+    assert read_state(folder)["state"] == "stopped" and "4 at a time" in capsys.readouterr().out
+    tried.clear()
+    resumed.append(True)
+    assert main([str(folder)]) == 0
+    assert set(tried) == {4}  # not begun anew in one piece
+    assert [row["epoch"] for row in table(folder, "history.csv")] == list("123")
+    subjects = [(row["epoch"], row["subject"]) for row in table(folder, "subjects.csv")]
+    assert len(set(subjects)) == len(subjects)
+
+
+def test_short_memory_halves_the_batch_of_a_regression_too(data, write_recipe_file, tmp_path, capsys, monkeypatch):
+    import keras
+
+    given, tried = keras.Model.predict_on_batch, []
+
+    def greedy(self, cells):
+        tried.append(len(cells))
+        if len(cells) > 4:
+            raise MemoryError("RESOURCE_EXHAUSTED: out of memory while trying to allocate 8 cells")
+        return given(self, cells)
+
+    monkeypatch.setattr(keras.Model, "predict_on_batch", greedy)
+    assert main([str(write_recipe_file("epochs = 0", "probe = 1.0")), "--data", str(data)]) == 0
+    assert tried[0] == 8 and max(tried[1:]) == 4 and "It starts again with 4" in capsys.readouterr().out
+
+
+def test_a_run_without_training_steps_stops_when_told(data, write_recipe_file, tmp_path, monkeypatch):
+    import keras
+
+    given, folder, read = keras.Model.predict_on_batch, tmp_path / "runs" / "r", []
+
+    def stopping(self, cells):
+        read.append(len(cells))
+        if len(read) == 2:
+            (folder / "stop").touch()
+        return given(self, cells)
+
+    monkeypatch.setattr(keras.Model, "predict_on_batch", stopping)
+    assert main([str(write_recipe_file("epochs = 0", "probe = 1.0")), "--data", str(data)]) == 2
+    assert len(read) == 2 and read_state(folder)["state"] == "stopped"
+    assert main([str(folder)]) == 0 and read_state(folder)["state"] == "finished"
+
+
+def test_cells_drawn_are_those_that_were_left_after_undersampling_and_nothing_is_chosen_on_what_is_reported(
+    data, write_recipe_file, tmp_path
+):
+
+    shutil.copytree(data, tmp_path / "cells", dirs_exist_ok=True)
+    for file in (tmp_path / "cells" / "hem").glob("UID_H2[5-9]_*"):
+        file.unlink()
+    lines = ['protocol = "image_level"', "shares = [0.8, 0.2, 0.0]", 'sampling = "undersampled"', "draws_per_epoch = 0"]
+    recipe = write_recipe_file(*lines, "batch_size = 4", "epochs = 2", "head_epochs = 1", "test_folds = []")
+    assert main([str(recipe), "--data", str(tmp_path / "cells")]) == 0
+    card = Card.read(tmp_path / "runs" / "r" / "card.json")
+    assert card.data["training"]["hem_cells"] == 8 and card.training["cells_drawn"] == 3 * 16
+    assert (card.threshold, card.temperature) == (0.5, 1.0)
+    assert card.operating_points["default"]["chosen"].startswith("P(ALL) .5")
+
+
 def test_full_disk_is_told_and_the_run_goes_on_once_there_is_room(data, write_recipe_file, tmp_path, capsys):
     """A limit on the size of a file stands in for the disk: the cells still fit, the weights do not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -300,7 +382,7 @@ def test_a_pretrained_start_and_a_head_phase(data_with_start, write_recipe_file,
     assert any([not np.allclose(a, b, atol=2e-3) for a, b in pairs][:20])  # the first layers of the backbone moved too
 
 
-def test_a_teacher_is_named_on_the_card_and_not_served(data_with_start, write_recipe_file, tmp_path):
+def test_a_teacher_is_named_on_the_card_and_not_served(data_with_start, small_teacher, write_recipe_file, tmp_path):
     lines = ['teacher = "start.weights.h5"', "epochs = 1", "draws_per_epoch = 8", "batch_size = 4"]
     assert main([str(write_recipe_file(*lines)), "--data", str(data_with_start)]) == 0
     checkpoint = load_checkpoint(tmp_path / "runs" / "r")

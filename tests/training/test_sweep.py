@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from training import jobs
 from training.__main__ import main
 from training.compare import read_predictions
-from training.errors import RecipeError, RunError
+from training.errors import DataError, RecipeError, RunError
 from training.metrics import cell_metrics
 from training.recipe import read_recipe
 from training.sweep import Planned, describe, list_sweeps, plan, summarize, sweep
@@ -157,17 +158,19 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_written(write_recipe
     assert "--seeds takes whole numbers" in capsys.readouterr().err and not out.exists()
 
 
-def test_another_sweep_is_not_mixed_in(serial, tiny, data):
+def test_another_sweep_is_not_mixed_in(serial, tiny, data, tmp_path):
     with pytest.raises(RunError, match="other settings or other cells"):
         sweep([tiny], data, [0], serial[0], changes={"epochs": 1})
     with pytest.raises(RunError, match="other settings or other cells"):
-        sweep([tiny], data.parent, [0], serial[0])
+        sweep([tiny], shutil.copytree(data, tmp_path / "other"), [0], serial[0])
 
 
 def test_runs_that_fail_are_named_and_the_others_go_on(data, write_recipe_file, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match=r"2 of 2 runs did not finish.*holds no.*same command goes on"):
+    with pytest.raises(DataError, match="holds no labelled cells"):
         sweep([write_recipe_file("epochs = 1")], tmp_path / "empty", [0, 1], tmp_path / "out")
+    with pytest.raises(RunError, match=r"2 of 2 runs did not finish.*need at least.*same command goes on"):
+        sweep([write_recipe_file("epochs = 1", "folds = 40")], data, [0, 1], tmp_path / "out")
 
 
 # --- the table, on runs that are written down ---
