@@ -12,18 +12,7 @@ BlastoscopeError                  the base: pages and commands catch this and sh
 └── RecipeError, DataError        training: the recipe, the folder of cells                  (training)
 """
 
-from model_zoo import BlastoscopeError, CheckpointError, UnknownArchitectureError
-
-__all__ = [
-    "ArchiveError",
-    "BlastoscopeError",
-    "CheckpointError",
-    "GateError",
-    "ImageError",
-    "InputError",
-    "LayerError",
-    "UnknownArchitectureError",
-]
+from model_zoo import BlastoscopeError
 
 
 class InputError(BlastoscopeError):

@@ -22,6 +22,7 @@ SUFFIXES = {".bmp": "BMP", ".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpe
 LOSSY = "lossy compression: what it left on the black background was removed; PNG or BMP are read more surely"
 _CNMC_NAME = re.compile(r"^UID_(?P<subject>h?\d+)_(?P<image>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$", re.IGNORECASE)
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; what matters is raised
 Image.MAX_IMAGE_PIXELS = None  # our own limit is tested on the header, before any pixel is decoded
 
 
@@ -39,19 +40,17 @@ def decode_image(data: bytes, *, name: str) -> tuple[np.ndarray, tuple[str, ...]
     if not data:
         raise ImageError(name, "the file is empty (0 bytes). Copy it again from its source.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; what matters is raised
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(
-                    name,
-                    f"{width} × {height} pixels is over the limit of {MAX_PIXELS // 1_000_000} megapixels. "
-                    "Crop the single cells first.",
-                )
-            notes = tuple(_describe(image, name))
-            pixels, cleaned = blacken(_to_rgb(image, name))
-            return pixels, (*notes, *[LOSSY] * cleaned)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ImageError(
+                name,
+                f"{width} × {height} pixels is over the limit of {MAX_PIXELS // 1_000_000} megapixels. "
+                "Crop the single cells first.",
+            )
+        notes = tuple(_describe(image, name))
+        pixels, cleaned = blacken(_to_rgb(image, name))
+        return pixels, (*notes, *[LOSSY] * cleaned)
     except ImageError:
         raise
     except UnidentifiedImageError:

@@ -105,8 +105,9 @@ def compare(folders: list[Path]) -> str:
     for folder, card in zip(folders[1:], cards[1:], strict=True):
         lines.append("")
         shared = shared_cells(folders[0], folder)
-        if not len(shared["y_true"]):
-            lines.append(f"{card.name} and {cards[0].name} share no held-out cells: their difference cannot be measured.")
+        if len(set(shared["y_true"])) < 2:
+            what = "held-out cells of one class alone" if len(shared["y_true"]) else "no held-out cells"
+            lines.append(f"{card.name} and {cards[0].name} share {what}: their difference cannot be measured.")
             continue
         lines.append(f"{card.name} minus {cards[0].name} on {len(shared['y_true'])} shared held-out cells:")
         for name, (value, low, high) in paired_difference(**shared).items():

@@ -7,7 +7,6 @@ import csv
 import io
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 from PIL import Image
 
@@ -161,11 +160,11 @@ def in_number(n: int, noun: str) -> str:
 
 def summarize(patient: Patient, card: Card) -> PatientSummary | None:
     """None where no cell was read."""
+    if not patient.cells:
+        return None
     noted = sum(carries_weight(c.note) for c in patient.cells)
     diameters = [c.diameter_px for c in patient.cells]
-    return (
-        summarize_patient([c.p_all for c in patient.cells], card, noted=noted, diameters=diameters) if patient.cells else None
-    )
+    return summarize_patient([c.p_all for c in patient.cells], card, noted=noted, diameters=diameters)
 
 
 def answer(patient: Patient, summary: PatientSummary | None) -> str:
@@ -277,6 +276,8 @@ def arrange(cells: list[CellResult], card: Card, *, everything: list[CellResult]
 
 
 def cell_table(results: list[CellResult]) -> None:
+    import pandas as pd  # here: it takes a third of a second that the first screen need not wait for
+
     table = pd.DataFrame(
         [(r.file, r.patient, r.p_all, r.call, r.note) for r in results], columns=["file", "patient", "P(ALL)", "call", "note"]
     )

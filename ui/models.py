@@ -7,7 +7,6 @@ import streamlit as st
 
 import model_zoo
 from model_zoo import BlastoscopeError
-from model_zoo._checkpoint import damaged_promotions
 from training.metrics import reliability, roc_points
 from training.results import METRICS, PAPERS, TESTED_ON, System, both_ways, cost, read_history, with_interval
 from training.sweep import list_sweeps
@@ -27,7 +26,7 @@ def introduce(systems: list[System]) -> None:
         "figure: *unseen patients* is the question of a clinic; *known patients* had other cells in training. A row opens its "
         "card."
     )
-    for error in damaged_promotions():
+    for error in model_zoo.damaged_promotions():
         st.warning(f"{components.plain(str(error))}. It is left out; restore it, or take the promotion back.", icon=None)
 
 
