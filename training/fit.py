@@ -237,10 +237,10 @@ def predict_logit(network, packed, rows, *, batch_size: int, rotations: int = 1,
     """
     logit_of = keras.Model(network.inputs, network.get_layer("logit").output)
     with memory_told(batch_size):
-        return _predict(logit_of, packed, rows, batch_size, report, rotations)
+        return _predict(logit_of, packed, rows, batch_size, rotations, report)
 
 
-def _predict(logit_of, packed, rows, batch_size: int, report, rotations: int = 1) -> np.ndarray:
+def _predict(logit_of, packed, rows, batch_size: int, rotations: int = 1, report=None) -> np.ndarray:
     if not len(rows):
         return np.zeros(0)
 
@@ -572,7 +572,8 @@ class _Watch(keras.callbacks.Callback):
         if not len(rows):
             return dict.fromkeys(HISTORY[4:8], float("nan"))
         y_true = self.cells.y_true[rows]
-        logit = _predict(self.logit_of, self.draws.packed, rows, self.draws.batch_size, self.report)
+        # not stopped in the midst: the epoch that it measures would be lost
+        logit = _predict(self.logit_of, self.draws.packed, rows, self.draws.batch_size)
         if not np.isfinite(logit).all():
             return dict.fromkeys(HISTORY[4:8], float("nan"))
         p_all, subjects = 1 / (1 + np.exp(-logit)), self.cells.subjects[rows]
@@ -674,4 +675,4 @@ def memory_told(batch_size: int):
 def halt(report) -> None:
     """Raise Stopped if a person asked for it; what takes long without a training step calls this between batches."""
     if report and report.stopping():
-        raise Stopped("Stopped. Networks that are complete are kept; the one in the making begins anew.")
+        raise Stopped("Stopped. A resumed run goes on from what is complete.")
