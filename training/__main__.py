@@ -16,7 +16,6 @@ import json
 import os
 import sys
 import tomllib
-from dataclasses import asdict
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -26,7 +25,7 @@ from training.data import index_cells
 from training.devices import keep_memory
 from training.errors import RecipeError, RunError
 from training.jobs import hold_device, read_json, run_in_turn
-from training.recipe import Recipe, make_recipe, read_recipe
+from training.recipe import read_recipe
 
 FAILED = 2
 
@@ -96,7 +95,8 @@ def _train(arguments: list[str]) -> None:
     if options.both_ways:
         _both_ways(options, out, changes)
         return
-    recipe = _changed(options.recipe, changes)  # what is wrong with it or with the folder is told before it waits for a device
+    # what is wrong with it or with the folder is told before it waits for a device
+    recipe = read_recipe(options.recipe, changes, variants=False)
     index_cells(options.data)
     asked = _asked(options, changes)
     with hold_device(out, resume=False, devices=recipe.devices, log=_say, **asked):
@@ -118,7 +118,7 @@ def _both_ways(options, out: Path, changes: dict) -> None:
     commands, folders = {}, []
     for protocol, changed in ways.items():
         changed, folder = changed | {"protocol": protocol}, out.with_name(f"{out.name}_{protocol}")
-        _changed(options.recipe, changed)
+        read_recipe(options.recipe, changed, variants=False)  # a mistake is told before anything runs
         folders.append(folder)
         told = read_json(folder / "run.json")
         if told and any(told.get(name) != value for name, value in _asked(options, changed).items()):
@@ -139,18 +139,13 @@ def _both_ways(options, out: Path, changes: dict) -> None:
     _say(compare(folders))
 
 
-def _changed(recipe: Path, changes: dict) -> Recipe:
-    values = asdict(read_recipe(recipe, variants=False)) | changes
-    return make_recipe(values, origin=str(recipe), variants=False)
-
-
 def _devices(folder: Path) -> int:
     """How many GPUs a run folder asks for; 1 where that cannot be read: the run itself says what is wrong."""
     with contextlib.suppress(RecipeError, KeyError):
         if (folder / "recipe.toml").exists():
             return read_recipe(folder / "recipe.toml", variants=False).devices
         told = read_json(folder / "run.json")  # it ended while it waited for a device
-        return _changed(Path(told["recipe"]), told["changes"]).devices
+        return read_recipe(Path(told["recipe"]), told["changes"], variants=False).devices
     return 1
 
 

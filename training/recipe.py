@@ -233,10 +233,11 @@ class Recipe:
         )
 
 
-def read_recipe(path: Path, *, variants: bool = True) -> Recipe:
+def read_recipe(path: Path, changes: dict | None = None, *, variants: bool = True) -> Recipe:
     """Read and check a recipe.
 
     Args:
+        changes: settings that replace the file's.
         variants: whether to look for the architecture's variant in its file, which imports Keras; else only for the file.
     Raises:
         RecipeError: unreadable, an unknown or missing key (the nearest is offered), a value of the wrong type.
@@ -246,7 +247,8 @@ def read_recipe(path: Path, *, variants: bool = True) -> Recipe:
         values = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
-    return make_recipe(values, origin=str(path), variants=variants)
+    recipe = make_recipe(values, origin=str(path), variants=variants)
+    return make_recipe(dataclasses.asdict(recipe) | changes, origin=str(path), variants=variants) if changes else recipe
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

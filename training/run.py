@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +45,7 @@ from training.fit import Draws, Part, append_rows, build_network, fit, halt, mem
 from training.growth import grow
 from training.jobs import gpus, write_json
 from training.metrics import bootstrap_metrics, fit_temperature, youden_threshold
-from training.recipe import Recipe, make_recipe, read_recipe, write_recipe
+from training.recipe import Recipe, read_recipe, write_recipe
 
 SENTENCES = {
     "by_subject": "Measured on subjects the network never saw; subjects that share a picture stay on one side.",
@@ -79,7 +79,7 @@ def train(
     out, shipped = Path(out), read_recipe(recipe_file)
     if (out / "run.json").exists() and read_state(out)["state"] != "queued":
         raise RunError(f"{out} already holds a run. Resume it: python -m training {out}. Or give another --out.")
-    recipe = make_recipe(asdict(shipped) | (changes or {}), origin=str(recipe_file))
+    recipe = read_recipe(recipe_file, changes)
     recipe = recipe.tiny() if tiny else recipe
 
     def keep_recipe(path: Path) -> None:
@@ -352,18 +352,19 @@ class Run:
             temperature, operating_point = calibrations[0]
         else:
             temperature, operating_point = calibrate(cells, rows, logit, balanced=balanced)
+        chosen = BALANCED if balanced else GIVEN if calibrations == [UNCHOSEN] else ESTIMATED
         write_predictions(self.folder / "predictions.csv", cells, rows, logit, p_all, threshold, fold)
         if served:
             for file in served["folder"].glob("model.*"):
                 shutil.copy(file, self.folder)
-        card = self._card(cells, parts, reported, rows, p_all, threshold, temperature, operating_point, bool(served))
+        card = self._card(cells, parts, reported, rows, p_all, threshold, temperature, operating_point, chosen, bool(served))
         card.write(self.folder / "card.json")
         auroc, low, high = card.metrics["auroc"]
         measured = _counted(cells.count(_mask(cells, rows)))
         self.log(f"wrote {self.folder}: AUROC {auroc:.3f} ({low:.3f} to {high:.3f}) on {measured}")
         return card
 
-    def _card(self, cells, parts, reported, rows, p_all, threshold, temperature, operating_point, served) -> Card:
+    def _card(self, cells, parts, reported, rows, p_all, threshold, temperature, operating_point, chosen, served) -> Card:
         recipe, y_true, subjects = self.recipe, cells.y_true[rows], cells.subjects[rows]
         metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
         history = _read_rows(self.folder / "history.csv")
@@ -431,9 +432,7 @@ class Run:
                 "validation_auroc": _mean([float(row["validation_auroc"]) for row in epochs]) if epochs else None,
             },
             metrics=metrics,
-            operating_points=operating_points(
-                metrics, operating_point, _how_chosen(parts, reported, balanced=not recipe.epochs)
-            ),
+            operating_points=operating_points(metrics, operating_point, chosen),
             temperature=temperature,
             rotations=recipe.rotations,
             subjects=subject_rows(y_true, subjects, p_all >= threshold),
@@ -514,14 +513,8 @@ def _thinned(cells: Cells, each: int = 2) -> Cells:
 
 ESTIMATED = "largest sensitivity + specificity, smoothed, on cells not measured; a subject weighs as the root of its cells"
 BALANCED = "where ALL and HEM are as likely; both classes weigh alike in the regression, so nothing was estimated"
+UNCHOSEN = (1.0, 0.5)  # temperature and operating point
 GIVEN = "P(ALL) .5: there were no cells but those measured to choose it on"
-
-
-def _how_chosen(parts: list[Part], reported: str, *, balanced: bool) -> str:
-    """How `calibrate_parts` came by the operating point, in words."""
-    if balanced:
-        return BALANCED
-    return ESTIMATED if len(parts) > 1 or (reported != "validation" and len(parts[0].validation)) else GIVEN
 
 
 def operating_points(metrics: dict, threshold: float, chosen: str) -> dict:
@@ -541,7 +534,7 @@ def calibrate_parts(
     cells: Cells, parts: list[Part], results: list[dict], reported: str, *, balanced: bool
 ) -> list[tuple[float, float]]:
     """Temperature and threshold for each part, from cells that are not its `reported` ones: its validation cells, or,
-    where it has none, the other parts' held-out ones, else 1 and .5; `balanced` as in `calibrate`."""
+    where it has none, the other parts' held-out ones, else UNCHOSEN; `balanced` as in `calibrate`."""
     found = []
     for i, (part, result) in enumerate(zip(parts, results, strict=True)):
         others = [j for j in range(len(parts)) if j != i]
@@ -551,7 +544,7 @@ def calibrate_parts(
             rows = np.concatenate([parts[j].test for j in others])
             found.append(calibrate(cells, rows, np.concatenate([results[j]["test"] for j in others]), balanced=balanced))
         else:
-            found.append((1.0, 0.5))
+            found.append(UNCHOSEN)
     return found
 
 

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from training.compare import read_predictions
 from training.data import index_cells
 from training.errors import RecipeError, RunError, Stopped
 from training.metrics import cell_metrics, paired_difference
-from training.recipe import Recipe, make_recipe, read_recipe, write_recipe
+from training.recipe import Recipe, read_recipe, write_recipe
 from training.results import METRICS, PROTOCOLS, TESTED_ON
 
 GAPS = ("auroc", "accuracy", "weighted_f1")  # of `paired_difference`
@@ -122,7 +122,7 @@ def plan(recipes: list[Path], seeds: list[int], out: Path, changes: dict | None 
         raise RecipeError("The seeds of a sweep are given by --seeds, as in --seeds 0,1,2. Received: --set seed")
     planned = []
     for name, file in zip(names, recipes, strict=True):
-        recipe = make_recipe(asdict(read_recipe(file)) | (changes or {}), origin=str(file))
+        recipe = read_recipe(file, changes)
         folds = [recipe.test_folds]
         if recipe.protocol == "by_subject" and recipe.validation:
             folds = [[k] for k in recipe.test_folds or range(recipe.folds)]

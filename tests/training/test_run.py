@@ -328,7 +328,6 @@ def test_a_run_without_training_steps_stops_when_told(data, write_recipe_file, t
 def test_cells_drawn_are_those_that_were_left_after_undersampling_and_nothing_is_chosen_on_what_is_reported(
     data, write_recipe_file, tmp_path
 ):
-
     shutil.copytree(data, tmp_path / "cells", dirs_exist_ok=True)
     for file in (tmp_path / "cells" / "hem").glob("UID_H2[5-9]_*"):
         file.unlink()
