@@ -44,6 +44,7 @@ bench: $(VENV)/dev.stamp  ## print the benchmark tables (needs BLASTOSCOPE_DATA)
 	$(BIN)/python -m benchmarks.folds
 	$(BIN)/python -m benchmarks.imaging
 	$(BIN)/python -m benchmarks.compression
+	$(BIN)/python -m benchmarks.unlike
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -27,7 +27,7 @@ class CellResult:
         call: "ALL", "HEM" (at the checkpoint's operating point) or "refused".
         note: one sentence or several; empty for an ordinary cell.
         kept: what `keep` returned for this cell; None when refused.
-        diameter_px: of the cell, at native scale; 0 when refused.
+        measures: of the cell, see `inference.gate.MEASURES`; () when refused.
     """
 
     file: str
@@ -36,7 +36,7 @@ class CellResult:
     call: str
     note: str
     kept: object = None
-    diameter_px: float = 0.0
+    measures: tuple[float, ...] = ()
 
 
 def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple], object] | None = None) -> CellResult:
@@ -47,7 +47,7 @@ def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple
     patient = patient_of(source.name)
     try:
         image, notes = decode_image(source.read(), name=source.name)
-        quality = inspect_cell(image)
+        quality = inspect_cell(image, engine.card.data.get("usual"))
         if quality.kind == "refused":
             raise GateError(source.name, quality.reasons[0])
     except InputError as error:
@@ -61,7 +61,7 @@ def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple
         call=engine.call(p_all),
         note="; ".join((*notes, *quality.reasons)),
         kept=keep(image, quality.box) if keep else None,
-        diameter_px=quality.diameter_px,
+        measures=quality.measures,
     )
 
 

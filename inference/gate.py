@@ -7,11 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 
 BLACK = 12  # brightest channel value that still counts as background: leaves room for JPEG noise
-_USUAL_DIAMETER = (110, 260)  # px; of 5,981 C-NMC cells all but a thousandth
-_USUAL_FILL = 0.92  # of the box around a cell; 0.86 at most among those
+_USUAL_FILL = 0.92  # of the box around a cell; 0.86 at most among 5,981 C-NMC cells
 # Faint pixels for each pixel of the cell's rim: 0.98 at most among those; from 2.1 on in lossy WebP and JPEG, but for JPEG of
 # quality 100 with its colours in full, which leaves hardly any.
 _FAINT = 1.5
+# What is measured of each cell: its diameter in pixels at native scale, and of its mean colour the optical density (mean of the
+# three channels), and the red's and the blue's share of it.
+MEASURES = ("diameter_px", "darkness", "red", "blue")
+_COLOUR = "of another colour than the training cells: another stain, lamp or white balance?"
+_UNLIKE = {
+    ("diameter_px", -1): "diameter {:.0f} px, smaller than the training cells: another magnification?",
+    ("diameter_px", 1): "diameter {:.0f} px, larger than the training cells: another magnification?",
+    ("darkness", -1): "paler than the training cells: another stain or lamp?",
+    ("darkness", 1): "darker than the training cells: another stain or lamp?",
+    **{(name, side): _COLOUR for name in ("red", "blue") for side in (-1, 1)},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +30,15 @@ class CellQuality:
 
     Attributes:
         kind: "cell", "unusual" (scored, with reasons) or "refused".
-        diameter_px: of a circle of the mask's area, at native scale.
         box: (top, bottom, left, right), half-open, of the mask; of the whole image when there is no mask.
         reasons: sentences; empty for an ordinary cell.
+        measures: the values of MEASURES; () where nothing could be measured.
     """
 
     kind: str
-    diameter_px: float
     box: tuple[int, int, int, int]
     reasons: tuple[str, ...]
+    measures: tuple[float, ...] = ()
 
 
 def cell_mask(image: np.ndarray) -> np.ndarray:
@@ -46,39 +56,54 @@ def cell_box(image: np.ndarray) -> tuple[int, int, int, int]:
     return _box(*_regions(image))
 
 
-def inspect_cell(image: np.ndarray) -> CellQuality:
+def inspect_cell(image: np.ndarray, usual: dict | None = None) -> CellQuality:
     """Judge whether an image shows one segmented cell on black.
 
     Args:
         image: uint8 (H, W, 3).
+        usual: what a network's card says that it knows of MEASURES (`training.data.usual_ranges`); a cell outside gets a note.
     """
     regions, sizes = _regions(image)
     box = _box(regions, sizes)
     if not len(sizes) or sizes.max() < 300:
         sentence = "there is no cell on the black background."
-        return CellQuality(kind="refused", diameter_px=0.0, box=box, reasons=(sentence,))
+        return CellQuality(kind="refused", box=box, reasons=(sentence,))
     edges = [regions[0], regions[-1], regions[:, 0], regions[:, -1]]
     edge_share = float(np.concatenate(edges).astype(bool).mean())
-    diameter = float(np.sqrt(4 * sizes.max() / np.pi))
     if edge_share > 0.25:
         sentence = (
             "the background is not black, so this is no segmented cell. "
             "Cut out single cells and set everything outside the cell to black."
         )
-        return CellQuality(kind="refused", diameter_px=diameter, box=box, reasons=(sentence,))
+        return CellQuality(kind="refused", box=box, reasons=(sentence,))
     top, bottom, left, right = box
     if sizes.max() > _USUAL_FILL * (bottom - top) * (right - left):
         sentence = "a picture with straight sides, not a cell cut out along its outline. Cut out single cells on black."
-        return CellQuality(kind="refused", diameter_px=diameter, box=box, reasons=(sentence,))
+        return CellQuality(kind="refused", box=box, reasons=(sentence,))
     reasons = []
     if edge_share > 0:
         reasons.append("the cell is cut off at the image's edge")
     if np.sort(sizes)[-2:-1].sum() > 0.25 * sizes.max():
         reasons.append("more than one object; only the largest was read as the cell")
-    if not _USUAL_DIAMETER[0] <= diameter <= _USUAL_DIAMETER[1]:
-        low, high = _USUAL_DIAMETER
-        reasons.append(f"diameter {diameter:.0f} px, outside {low}–{high} px of the training cells: another magnification?")
-    return CellQuality(kind="unusual" if reasons else "cell", diameter_px=diameter, box=box, reasons=tuple(reasons))
+    measures = (float(np.sqrt(4 * sizes.max() / np.pi)), *_stain(image))
+    reasons += [_UNLIKE[found].format(measures[0]) for found in unlike(measures, usual, "cell")]
+    kind = "unusual" if reasons else "cell"
+    return CellQuality(kind=kind, box=box, reasons=tuple(dict.fromkeys(reasons)), measures=measures)
+
+
+def unlike(measures, usual: dict | None, of: str) -> list[tuple[str, int]]:
+    """Which of MEASURES lie below (-1) or above (1) what a network knows `of` a "cell", or, of medians, of a "person"."""
+    ranges = [usual[name][of] if usual else (-np.inf, np.inf) for name in MEASURES]
+    found = zip(MEASURES, measures, ranges, strict=True)
+    return [(name, 1 if value > high else -1) for name, value, (low, high) in found if not low <= value <= high]
+
+
+def _stain(image: np.ndarray) -> tuple[float, float, float]:
+    """Darkness, red and blue of what is not black, as MEASURES says."""
+    colour = image[_brightest(image) > 0].mean(axis=0)
+    density = -np.log10((colour + 1) / 256)
+    total = max(float(density.sum()), 1e-6)  # none where all is white
+    return float(density.mean()), float(density[0] / total), float(density[2] / total)
 
 
 def blacken(image: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inference.gate import unlike
 from inference.images import LOSSY
 from model_zoo import Card
 
@@ -13,7 +14,15 @@ from model_zoo import Card
 # is quoted for marrow blasts; C-NMC itself cannot validate shares, see docs/decisions/0005.
 BLAST_LINE = 0.20
 MIN_CELLS = 20
-_USUAL_MEDIAN = (150, 250)  # px; the median diameter of a person's cells lay between 163 and 238 in all 50 of C-NMC's
+_UNLIKE = {
+    ("diameter_px", -1): ("unusually small (median diameter {:.0f} px)", "Another magnification"),
+    ("diameter_px", 1): ("unusually large (median diameter {:.0f} px)", "Another magnification"),
+    ("darkness", -1): ("unusually pale", "Another stain or lamp"),
+    ("darkness", 1): ("unusually dark", "Another stain or lamp"),
+    **{
+        (n, side): ("of an unusual colour", "Another stain, lamp or white balance") for n in ("red", "blue") for side in (-1, 1)
+    },
+}
 _DRAWS, _SHARES = 400, 501  # of held-out subjects; from 0 to 1
 
 
@@ -63,7 +72,7 @@ def carries_weight(note: str) -> bool:
     return bool(note.replace(LOSSY, "").strip("; "))
 
 
-def summarize_patient(p_all, card: Card, *, noted: int = 0, diameters=(), seed: int = 0) -> PatientSummary:
+def summarize_patient(p_all, card: Card, *, noted: int = 0, measures=(), seed: int = 0) -> PatientSummary:
     """Fraction of one patient's cells called ALL, corrected for the checkpoint's errors on unseen subjects.
 
     The correction is Rogan & Gladen's (1978, Am J Epidemiol 107:71-76), (fraction - fpr) / (tpr - fpr), as Bayesians make it
@@ -75,7 +84,8 @@ def summarize_patient(p_all, card: Card, *, noted: int = 0, diameters=(), seed: 
         p_all: float (n,), calibrated probabilities in [0, 1].
         card: of the checkpoint that gave them.
         noted: how many of the cells have a note that `carries_weight`; more than half leave no answer.
-        diameters: of the cells, in pixels, where they are known; a median unlike any known person's leaves no answer.
+        measures: (n, 4), `inference.gate.MEASURES` of the cells, or () where they are not known; medians unlike those of the
+            persons that the network knows leave no answer.
     Raises:
         ValueError: empty input, or a value outside [0, 1] (NaN included).
     """
@@ -85,7 +95,7 @@ def summarize_patient(p_all, card: Card, *, noted: int = 0, diameters=(), seed: 
     n, called = len(p_all), int((p_all >= card.threshold).sum())
     low, high = wilson_interval(called, n)
     corrected, corrected_low, corrected_high = _correct(called, n, card.subjects, np.random.default_rng(seed))
-    verdict, reason = _answer(n, noted, diameters, low, high, corrected_low, corrected_high, card)
+    verdict, reason = _answer(n, noted, measures, low, high, corrected_low, corrected_high, card)
     return PatientSummary(
         n=n,
         called=called,
@@ -100,19 +110,21 @@ def summarize_patient(p_all, card: Card, *, noted: int = 0, diameters=(), seed: 
     )
 
 
-def _answer(n, noted, diameters, low, high, corrected_low, corrected_high, card: Card) -> tuple[str, str]:
+def _answer(n, noted, measures, low, high, corrected_low, corrected_high, card: Card) -> tuple[str, str]:
     """Verdict and reason. Persons differ: the cells must also read unlike every held-out subject of the other class.
 
     Held-out subjects with fewer than MIN_CELLS cells are left out, as their own share is too uncertain.
     """
     if n < MIN_CELLS:
         return "indeterminate", f"Fewer than {MIN_CELLS} cells are too few to answer for a patient."
+    if len(measures):
+        medians = np.median(np.asarray(measures, "float64"), axis=0)
+        for found in unlike(medians, card.data.get("usual"), "person"):
+            how, cause = _UNLIKE[found]
+            doubt = "The network's figures may not hold for them."
+            return "indeterminate", f"The cells are {how.format(medians[0])}. {cause}? {doubt}"
     if 2 * noted > n:
         return "indeterminate", "More than half of the cells carry a note: the network's figures may not hold for them."
-    if len(diameters) and not _USUAL_MEDIAN[0] <= (median := float(np.median(diameters))) <= _USUAL_MEDIAN[1]:
-        size = "large" if median > _USUAL_MEDIAN[1] else "small"
-        known = "Another magnification? The networks know that of C-NMC alone."
-        return "indeterminate", f"The cells are unusually {size} (median diameter {median:.0f} px). {known}"
     read = {value: [k / m for _, y_true, m, k in card.subjects if y_true == value and m >= MIN_CELLS] for value in (1, 0)}
     highest_hem, lowest_all = max(read[0], default=1.0), min(read[1], default=0.0)
     unseen = "whose label the network had never seen" if card.split.get("seen_unlabelled") else "the network had never seen"

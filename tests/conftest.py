@@ -176,6 +176,14 @@ def real_cells(data_root):
 
 
 @pytest.fixture(scope="session")
+def usual() -> dict:
+    """What the network that opens first knows of cells and persons, see `training.data.usual_ranges`."""
+    from model_zoo import find_checkpoint
+
+    return find_checkpoint("mobilenet_v2_pyramid").card.data["usual"]
+
+
+@pytest.fixture(scope="session")
 def drawn_cells(tmp_path_factory, draw_cell, encode) -> Path:
     """A folder to train on: ten ALL subjects with large cells, ten HEM subjects with small ones, two cells each."""
     root = tmp_path_factory.mktemp("drawn") / "cells"

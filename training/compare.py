@@ -9,9 +9,10 @@ import numpy as np
 
 from inference.cells import score_files
 from inference.engine import Engine
+from inference.patients import carries_weight
 from inference.sources import open_paths
 from model_zoo import Card, load_checkpoint
-from training.data import Cells, cell_label, index_cells
+from training.data import Cells, cell_label, index_cells, name_cells
 from training.errors import DataError, RunError
 from training.metrics import bootstrap_metrics, paired_difference
 
@@ -70,6 +71,9 @@ def evaluate(checkpoint: Path, data: Path, *, rotations: int | None = None, out:
         which = f"{len(names)} subjects that trained it, or share pictures with one that did"
         lines = [f"left out: {int((~new).sum())} cells of {which}: {', '.join(names)}"]
     lines += [f"not read: {cell_label(kept.files[i])}: {results[i].note}" for i in np.flatnonzero(~read)]
+    if noted := [i for i in np.flatnonzero(read) if carries_weight(results[i].note)]:
+        first = f"{cell_label(kept.files[noted[0]])}: {results[noted[0]].note}"
+        lines.append(f"carry a note: {len(noted):,} of {read.sum():,} cells; first: {first}")
     lines.append(f"{card.title} on {kept.count(read)}, operating point {card.threshold}, {engine.rotations} rotation(s)")
     for name, (value, low, high) in bootstrap_metrics(y_true, p_all, subjects, card.threshold).items():
         lines.append(f"  {name:20} {value:.3f} ({low:.3f} to {high:.3f})")
@@ -83,8 +87,9 @@ def evaluate(checkpoint: Path, data: Path, *, rotations: int | None = None, out:
         with Path(out).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "subject", "y_true", "p_all", "called_all"])
-            for name, s, y, p, c in zip(np.array(kept.files)[read], subjects, y_true, p_all, called, strict=True):
-                writer.writerow([name.name, s, int(y), f"{p:.6f}", int(c)])
+            names = np.array(name_cells(kept.files, kept.subjects))[read]
+            for name, s, y, p, c in zip(names, subjects, y_true, p_all, called, strict=True):
+                writer.writerow([name, s, int(y), f"{p:.6f}", int(c)])
     return "\n".join(lines)
 
 
@@ -115,11 +120,16 @@ def compare(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
+def cell_keys(table: dict[str, np.ndarray]) -> np.ndarray:
+    """str (n,): which cell each row of `read_predictions` is; a cell converted from BMP is the same cell."""
+    named = zip(table["subject"], table["file"], strict=True)
+    return np.array([f"{subject} {Path(file).with_suffix('')}" for subject, file in named])
+
+
 def shared_cells(a: Path, b: Path) -> dict[str, np.ndarray]:
     """What two runs both held out: `y_true`, `subjects`, `p_a`, `p_b`, and `thresholds`, each run's own for each cell."""
     tables = [read_predictions(folder) for folder in (a, b)]
-    names = [np.array([f"{s} {Path(f).stem}" for s, f in zip(t["subject"], t["file"], strict=True)]) for t in tables]
-    _, i, j = np.intersect1d(*names, return_indices=True)  # a cell converted from BMP is the same cell
+    _, i, j = np.intersect1d(*map(cell_keys, tables), return_indices=True)
     points = [
         table["threshold"].astype(float) if "threshold" in table else np.full(len(table["p_all"]), card.threshold)
         for table, card in ((table, Card.read(Path(f) / "card.json")) for table, f in zip(tables, (a, b), strict=True))

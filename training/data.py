@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import ImageError, InputError
-from inference.gate import inspect_cell
+from inference.gate import MEASURES, inspect_cell
 from inference.images import clean_name, decode_image, frame_cell, subject_of
 from model_zoo import FrameSpec
 from training.errors import DataError, RecipeError
@@ -44,7 +44,7 @@ class Cells:
         groups: str (n,), subjects that share a picture have one group.
         preliminary: bool (n,), cells of the official preliminary test set; None where there are none.
         digests: of each file's bytes, once `verify_cells` has read them.
-        darkness: optical density, mean of the three channels, of each cell's mean colour; as `digests`.
+        measures: float (n, 4), `inference.gate.MEASURES` of each cell; as `digests`.
     """
 
     files: list[Path]
@@ -53,7 +53,7 @@ class Cells:
     groups: np.ndarray
     preliminary: np.ndarray | None = None
     digests: list[str] | None = None
-    darkness: np.ndarray | None = None
+    measures: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -68,7 +68,7 @@ class Cells:
             groups=self.groups[rows],
             preliminary=None if self.preliminary is None else self.preliminary[rows],
             digests=self.digests and [self.digests[row] for row in rows],
-            darkness=None if self.darkness is None else self.darkness[rows],
+            measures=None if self.measures is None else self.measures[rows],
         )
 
     def count(self, where: np.ndarray | None = None) -> dict:
@@ -79,6 +79,11 @@ class Cells:
             for label, value in (("all", 1), ("hem", 0))
             for what, n in (("subjects", len(set(subjects[y == value]))), ("cells", (y == value).sum()))
         }
+
+    @property
+    def darkness(self) -> np.ndarray | None:
+        """float (n,): optical density of each cell's mean colour; None before `verify_cells`."""
+        return None if self.measures is None else self.measures[:, MEASURES.index("darkness")]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -250,6 +255,17 @@ def cell_label(file: Path) -> str:
     return f"{file.parent.name}/{file.name}"
 
 
+def name_cells(files: Sequence[Path], subjects: Sequence[str]) -> list[str]:
+    """What tables call each cell: its file's name, or, where its subject has several of that name in whatever format, its path
+    below the folder that holds all files."""
+    counts = Counter(zip(subjects, (file.stem for file in files), strict=True))
+    root = os.path.commonpath([file.parent for file in files]) if files else ""
+    return [
+        file.name if counts[subject, file.stem] == 1 else file.relative_to(root).as_posix()
+        for subject, file in zip(subjects, files, strict=True)
+    ]
+
+
 def verify_cells(
     cells: Cells, *, cache: Path, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[Cells, list[str]]:
@@ -269,7 +285,7 @@ def verify_cells(
         DataError: a class without a readable image, or the cache cannot be written.
     """
     cells = replace(cells, digests=cells.digests or list(_in_threads(_digest, cells.files)))
-    found_file = Path(cache) / f"{cells.fingerprint[:16]}.cells.json"
+    found_file = Path(cache) / f"{cells.fingerprint[:16]}.measured.json"
     if not found_file.exists():
         found = []
         for entry in _in_threads(_inspect, list(zip(cells.files, cells.digests, strict=True))):
@@ -278,11 +294,11 @@ def verify_cells(
         with _whole_file(found_file, "what was found in the pictures") as file:
             file.write(json.dumps(found).encode())
     columns = zip(*json.loads(found_file.read_text("utf-8")), strict=True)
-    pixels, sizes, reasons, darkness = (np.array(column) for column in columns)
+    pixels, sizes, reasons, measures = (np.array(column) for column in columns)
     readable = pixels != ""
     lost = reasons[~readable].tolist()
     sentences = [f"{len(lost):,} of {len(cells):,} images cannot be read as cells and are left out:", *lost] if lost else []
-    cells = replace(cells, darkness=darkness).choose(readable)
+    cells = replace(cells, measures=measures).choose(readable)
     pixels, sizes = pixels[readable], Counter(sizes[readable].tolist())
     for value, label in CLASSES:
         if not (cells.y_true == value).any():
@@ -295,6 +311,19 @@ def verify_cells(
     copies = _copies(pixels)
     groups = _join_groups(cells.groups, copies)
     return replace(cells, groups=groups), sentences + _describe_copies(cells, groups, copies)
+
+
+def usual_ranges(cells: Cells) -> dict[str, dict[str, list[float]]]:
+    """What a network trained on these cells knows of each of MEASURES: {"cell": [low, high], "person": [low, high]} of each.
+
+    Of a cell: all but a thousandth. Of a person's median: from the lowest to the highest, and the more beyond the fewer persons
+    there are, a sixth of that range for 50: none of C-NMC's 50 then lies outside what the other 49 allow (docs/decisions/0019).
+    """
+    persons = np.stack([np.median(cells.measures[cells.subjects == s], axis=0) for s in sorted(set(cells.subjects))])
+    low, high = persons.min(axis=0), persons.max(axis=0)
+    beyond = 1.2 / np.sqrt(len(persons)) * (high - low)
+    limits = {"cell": np.percentile(cells.measures, [0.05, 99.95], axis=0), "person": np.stack([low - beyond, high + beyond])}
+    return {name: {of: limits[of][:, i].round(4).tolist() for of in limits} for i, name in enumerate(MEASURES)}
 
 
 def _copies(pixels: np.ndarray) -> list[list[int]]:
@@ -529,25 +558,23 @@ def _digest(file: Path) -> str:
         return ""
 
 
-def _inspect(entry: tuple[Path, str]) -> tuple[str, str, str, float]:
-    """Of a file and its digest: BLAKE2 of the pixels ("" if there are none), size, why they cannot be read, and darkness."""
-    file, digest = entry
+def _inspect(entry: tuple[Path, str]) -> tuple[str, str, str, list[float]]:
+    """Of a file and its digest: BLAKE2 of the pixels ("" if there are none), size, why they cannot be read, and MEASURES."""
+    (file, digest), nothing = entry, [0.0] * len(MEASURES)
     try:
         image = _decode(file)
     except InputError as error:
-        return "", "", str(error), 0.0
+        return "", "", str(error), nothing
     except OSError as error:
         if digest:  # what is found now would be kept as if it were the file's
             raise DataError(f"{cell_label(file)}: {error.strerror}. {_WHEN_LOST}") from error
-        return "", "", str(ImageError(cell_label(file), f"the file cannot be read ({error.strerror}).")), 0.0
+        return "", "", str(ImageError(cell_label(file), f"the file cannot be read ({error.strerror}).")), nothing
     quality = inspect_cell(image)
     if quality.kind == "refused":  # as it would be where cells are read
-        return "", "", str(ImageError(cell_label(file), quality.reasons[0])), 0.0
+        return "", "", str(ImageError(cell_label(file), quality.reasons[0])), nothing
     size = "{1} × {0}".format(*image.shape)
-    cell = image[image.max(axis=-1) > 0]
-    colour = cell.mean(axis=0) if len(cell) else np.zeros(3)
-    darkness = float(-np.log10((colour + 1) / 256).mean())
-    return hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).hexdigest(), size, "", round(darkness, 5)
+    measures = [round(value, 5) for value in quality.measures]
+    return hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).hexdigest(), size, "", measures
 
 
 def _in_threads(function: Callable, items: Sequence) -> Iterator:

@@ -32,11 +32,13 @@ from training.data import (
     Cells,
     check_sides,
     index_cells,
+    name_cells,
     pack_cells,
     split_by_image,
     split_by_subject,
     split_into_folds,
     split_official,
+    usual_ranges,
     verify_cells,
 )
 from training.devices import find_devices, keep_compiled, list_devices, spread
@@ -389,6 +391,11 @@ class Run:
             unseen = [part.name for part in parts if part.name not in seen]
             but = f", those of {', '.join(unseen)} excepted" if unseen else ""
             sentence += f" In its lessons, which have no labels, the network had been shown pictures of these subjects{but}."
+        known = sorted(
+            set(cells.subjects)
+            if recipe.refit
+            else {s for p in parts for side in (p.training, p.validation) for s in cells.subjects[side]}
+        )
         return Card(
             name=self.folder.name,
             title=recipe.title,
@@ -404,11 +411,8 @@ class Run:
                     side: cells.count(_mask(cells, np.concatenate([getattr(p, side) for p in parts])))
                     for side in ("training", "validation", "test")
                 },
-                "training_subjects": sorted(
-                    set(cells.subjects)
-                    if recipe.refit
-                    else {s for p in parts for side in (p.training, p.validation) for s in cells.subjects[side]}
-                ),
+                "training_subjects": known,
+                "usual": usual_ranges(cells.choose(np.isin(cells.subjects, known))),
             },
             split={
                 "protocol": {"by_subject": "by subject", "official": "official test set", "image_level": "image-level"}[
@@ -630,8 +634,9 @@ def write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, f
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "subject", "y_true", "logit", "p_all", "threshold", "fold"])
+        names = name_cells(cells.files, cells.subjects)
         for row, z, p, t, k in zip(rows, logit, p_all, threshold, fold, strict=True):
-            writer.writerow([cells.files[row].name, cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.6f}", t, k])
+            writer.writerow([names[row], cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.6f}", t, k])
 
 
 def _in_float32(network, recipe: Recipe):

@@ -19,7 +19,7 @@ import numpy as np
 
 from model_zoo import runs_folder
 from training import jobs
-from training.compare import read_predictions
+from training.compare import cell_keys, read_predictions
 from training.data import index_cells
 from training.errors import RecipeError, RunError, Stopped
 from training.metrics import cell_metrics, paired_difference
@@ -273,8 +273,7 @@ def _held_out(folders: list[Path]) -> dict[str, np.ndarray]:
     tables = [read_predictions(folder) for folder in folders]
     whole = {name: np.concatenate([table[name] for table in tables]) for name in ("file", "subject", "y_true", "p_all")}
     whole["threshold"] = np.concatenate([table["threshold"].astype(float) for table in tables])
-    named = zip(whole["subject"], whole["file"], strict=True)
-    return whole | {"cell": np.array([f"{subject} {Path(file).stem}" for subject, file in named])}
+    return whole | {"cell": cell_keys(whole)}
 
 
 def _shared(first: dict[int, dict], other: dict[int, dict]) -> dict:

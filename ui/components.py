@@ -163,8 +163,8 @@ def summarize(patient: Patient, card: Card) -> PatientSummary | None:
     if not patient.cells:
         return None
     noted = sum(carries_weight(c.note) for c in patient.cells)
-    diameters = [c.diameter_px for c in patient.cells]
-    return summarize_patient([c.p_all for c in patient.cells], card, noted=noted, diameters=diameters)
+    measures = [c.measures for c in patient.cells]
+    return summarize_patient([c.p_all for c in patient.cells], card, noted=noted, measures=measures)
 
 
 def answer(patient: Patient, summary: PatientSummary | None) -> str:
@@ -232,19 +232,24 @@ def patient_table(patients: dict[str, Patient], card: Card) -> None:
         rows.append(
             {
                 "patient": name,
+                "answer": answer(patient, summary),
                 "cells": len(patient.cells),
                 "called ALL": 100 * summary.fraction if summary else None,
                 "95% interval": _interval(summary.low, summary.high) if summary else "",
                 "corrected": _corrected(summary) if summary else "",
                 "with a note": sum(bool(c.note) for c in patient.cells),
                 "files refused": patient.refused,
-                "answer": answer(patient, summary),
+                "why": "" if patient.waiting or not summary else summary.reason,
             }
         )
     st.dataframe(
         rows,
         hide_index=True,
-        column_config={"called ALL": st.column_config.ProgressColumn(format="%.0f%%", min_value=0, max_value=100)},
+        column_config={
+            "called ALL": st.column_config.ProgressColumn(format="%.0f%%", min_value=0, max_value=100),
+            "answer": st.column_config.TextColumn(width=180),
+            "why": st.column_config.TextColumn(width="large"),
+        },
     )
     st.caption(
         "Corrected: if a patient's cells are misread as often as the average unseen person's, with its 95% interval; persons "
@@ -389,6 +394,14 @@ def metric_table(card: Card) -> None:
     )
 
 
+def _known(card: Card) -> str:
+    if not (usual := card.data.get("usual")):
+        return "not measured: a cell of another size or stain gets no note"
+    low, high = usual["diameter_px"]["cell"]
+    pale, dark = usual["darkness"]["cell"]
+    return f"diameters of {low:.0f} to {high:.0f} px; mean optical density {pale:.2f} to {dark:.2f}; others get a note"
+
+
 def card_details(card: Card) -> None:
     """Everything else on the card, as text."""
     point, training = card.operating_points["default"], card.training
@@ -398,8 +411,9 @@ def card_details(card: Card) -> None:
         "Subjects and cells": "; ".join(
             f"{part}: {n['all_cells']} ALL of {n['all_subjects']}, {n['hem_cells']} HEM of {n['hem_subjects']}"
             for part, n in card.data.items()
-            if isinstance(n, dict) and n["all_cells"] + n["hem_cells"]
+            if part in ("training", "validation", "test") and n["all_cells"] + n["hem_cells"]
         ),
+        "Cells it knows": _known(card),
         "Framing": f"{card.framing.crop} px window at native scale, "
         + ("resized by each member" if card.members else f"resized to {card.framing.size} × {card.framing.size}"),
         "Operating point": f"{card.threshold} ({point['chosen']})" if "chosen" in point else card.threshold,

@@ -48,9 +48,9 @@ def test_rows_are_what_the_engine_says_of_the_framed_cell(files, tiny_engine):
 
 
 def test_notes_of_decoding_and_gate_are_both_told(draw_cell, encode, tiny_engine):
-    data = encode(draw_cell(axes=(60, 60)), "PNG")
+    data = encode(draw_cell(centre=(60, 225)), "PNG")
     row = score_file(Source(name="cell.bmp", read=lambda: data), tiny_engine)
-    assert "PNG" in row.note and "60 px" in row.note and row.p_all is not None
+    assert "PNG" in row.note and "edge" in row.note and row.p_all is not None
 
 
 def test_keep_sees_the_decoded_cell_and_only_of_scored_files(files, tiny_engine):

@@ -19,7 +19,7 @@ def spread(files, n):
 def test_drawn_cell_is_a_cell(draw_cell):
     quality = inspect_cell(draw_cell(axes=(160, 160)))
     assert quality.kind == "cell" and quality.reasons == ()
-    assert quality.diameter_px == pytest.approx(160, rel=0.01)
+    assert quality.measures[0] == pytest.approx(160, rel=0.01)
     assert quality.box == (145, 305, 145, 305)
 
 
@@ -57,10 +57,39 @@ def test_two_cells_are_scored_with_a_note(draw_cell):
     assert quality.kind == "unusual" and any("more than one" in r for r in quality.reasons)
 
 
-@pytest.mark.parametrize("diameter", [40, 360])
-def test_another_magnification_is_noted(diameter, draw_cell):
-    quality = inspect_cell(draw_cell(axes=(diameter, diameter)))
-    assert quality.kind == "unusual" and f"{diameter} px" in quality.reasons[0]
+@pytest.mark.parametrize(("diameter", "how"), [(40, "smaller"), (360, "larger")])
+def test_another_magnification_is_noted(diameter, how, draw_cell, usual):
+    quality = inspect_cell(draw_cell(axes=(diameter, diameter)), usual)
+    assert quality.kind == "unusual" and f"diameter {diameter} px, {how} than" in quality.reasons[0]
+    assert inspect_cell(draw_cell(axes=(diameter, diameter))).kind == "cell"  # where a card does not say what its network knows
+
+
+def test_black_alone_has_no_measures():
+    assert inspect_cell(np.zeros((450, 450, 3), "uint8")).measures == ()
+
+
+def test_a_white_cell_is_measured_too(draw_cell):
+    image = draw_cell()
+    image[image.max(axis=2) > 0] = 255
+    assert inspect_cell(image).measures[1:] == (0, 0, 0)
+
+
+CHANGED = {
+    "paler": lambda x: 255 * (x / 255) ** 0.5,
+    "darker": lambda x: 255 * (x / 255) ** 1.6,
+    "another colour": lambda x: x[..., ::-1],  # read as BGR
+    "another colour, warm": lambda x: np.clip(x * [1.3, 1, 0.8], 0, 255),
+    "another colour, grey": lambda x: x.mean(axis=-1, keepdims=True).repeat(3, axis=-1),
+}
+
+
+@pytest.mark.parametrize("how", CHANGED)
+def test_real_cells_in_another_stain_or_light_carry_a_note(how, real_cells, usual):
+    reasons = []
+    for file in (files := real_cells(30)):
+        changed = np.rint(CHANGED[how](read(file).astype(float))).astype("uint8")
+        reasons.append(" ".join(inspect_cell(changed, usual).reasons))
+    assert sum(how.split(",")[0] in reason for reason in reasons) > 0.7 * len(files)
 
 
 @pytest.mark.parametrize("sides", [(140, 140), (100, 220)])
@@ -81,12 +110,12 @@ def test_other_pictures_in_a_black_frame_are_refused(folder, data_root):
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.6])
-def test_real_cells_at_another_magnification_carry_a_note(scale, real_cells):
+def test_real_cells_at_another_magnification_carry_a_note(scale, real_cells, usual):
     noted = 0
     for file in (files := real_cells(20)):
         picture = Image.fromarray(read(file))
         resized = np.asarray(picture.resize([round(scale * side) for side in picture.size], Image.Resampling.BILINEAR))
-        noted += any("another magnification" in reason for reason in inspect_cell(resized).reasons)
+        noted += any("another magnification" in reason for reason in inspect_cell(resized, usual).reasons)
     assert noted > 0.8 * len(files)
 
 
@@ -97,8 +126,8 @@ def test_bright_background_is_refused_with_the_way_out(draw_cell):
     assert quality.kind == "refused" and "black" in quality.reasons[0]
 
 
-def test_real_cells_are_cells(real_cells):
-    odd = {file.name: inspect_cell(read(file)) for file in real_cells(60)}
+def test_real_cells_are_cells(real_cells, usual):
+    odd = {file.name: inspect_cell(read(file), usual) for file in real_cells(60)}
     assert {name: q.reasons for name, q in odd.items() if q.kind != "cell"} == {}
 
 

@@ -79,15 +79,31 @@ def test_mostly_noted_cells_answer_nothing(make_card):
 
 
 @pytest.mark.parametrize(("scale", "size"), [(0.5, "small"), (0.7, "small"), (1.0, ""), (1.3, "large")])
-def test_cells_at_another_magnification_answer_nothing(scale, size, real_cells, make_card):
-    diameters = []
+def test_cells_at_another_magnification_answer_nothing(scale, size, real_cells, make_card, usual):
+    measures = []
     for file in real_cells(40):
         picture = Image.fromarray(decode_image(file.read_bytes(), name=file.name)[0])
         resized = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.BILINEAR)
-        diameters.append(inspect_cell(np.asarray(resized)).diameter_px)
-    summary = summarize_patient(called(40, 40), make_card(), diameters=diameters)
+        measures.append(inspect_cell(np.asarray(resized)).measures)
+    summary = summarize_patient(called(40, 40), make_card(data={"usual": usual}), measures=measures)
     assert summary.verdict == ("indeterminate" if size else "consistent with ALL")
     assert (f"unusually {size}" in summary.reason) == bool(size)
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "said"),
+    [
+        ("darkness", (0.4, 0.9), ("unusually pale", "unusually dark")),
+        ("red", (0.2, 0.4), ("of an unusual colour", "of an unusual colour")),
+        ("blue", (0.2, 0.4), ("of an unusual colour", "of an unusual colour")),
+    ],
+)
+def test_cells_in_another_stain_or_light_answer_nothing(measure, values, said, make_card, usual):
+    card, middle = make_card(data={"usual": usual}), {name: np.mean(of["person"]) for name, of in usual.items()}
+    assert summarize_patient(called(40, 40), card, measures=[list(middle.values())] * 40).verdict == "consistent with ALL"
+    for value, how in zip(values, said, strict=True):
+        summary = summarize_patient(called(40, 40), card, measures=[list((middle | {measure: value}).values())] * 40)
+        assert summary.verdict == "indeterminate" and f"The cells are {how}. Another stain" in summary.reason
 
 
 def test_correction_takes_out_the_checkpoints_errors(make_card):

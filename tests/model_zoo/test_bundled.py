@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from inference.engine import Engine
+from inference.gate import MEASURES, inspect_cell
 from inference.images import decode_image, frame_cell
-from model_zoo import default_checkpoint, find_checkpoint, list_checkpoints
-from model_zoo._checkpoint import weights_files
+from model_zoo import Card, default_checkpoint, find_checkpoint, list_checkpoints
+from model_zoo._checkpoint import BUNDLED, weights_files
 from training.compare import read_predictions
 from training.data import index_cells
 from training.metrics import bootstrap_metrics
@@ -40,6 +41,16 @@ def test_the_promised_networks_are_bundled_and_the_surest_opens_first():
     assert promised <= {card.name for card in cards}
     strict = [card for card in cards if not card.members and not card.split.get("seen_unlabelled")]
     assert default_checkpoint() == max(strict, key=lambda card: card.metrics["auroc"][1]).name
+
+
+def test_every_card_says_what_cells_its_network_knows(real_cells):
+    measures = np.array([inspect_cell(decode_image(f.read_bytes(), name=f.name)[0]).measures for f in real_cells(300)])
+    for card in map(Card.read, BUNDLED.glob("*/card.json")):  # also those without weights
+        for name, column in zip(MEASURES, measures.T, strict=True):
+            (low, high), (lowest, highest) = card.data["usual"][name]["cell"], card.data["usual"][name]["person"]
+            assert np.mean((column < low) | (column > high)) < 0.01, (card.name, name)
+            assert low < lowest < np.median(column) < highest < high
+            assert high - low < 2 * np.ptp(column)  # not so wide that nothing lies outside
 
 
 @with_weights

@@ -85,6 +85,7 @@ def test_many_patients_stand_in_a_table(app, cells):
     assert list(patients["patient"]) == list("ABCDE")
     assert list(patients["cells"]) == [2] * 5
     assert set(patients["answer"]) == {"indeterminate"}
+    assert patients["why"].str.len().min() > 20
     for caveat in ("not a marrow differential. Flow cytometry decides", "persons differ more"):
         assert caveat in words(app)
     next(s for s in app.selectbox if s.label == "Patient").set_value("D").run()
@@ -251,7 +252,7 @@ def test_notes_stand_on_the_card_and_most_of_them_leave_no_answer(app, cells):
 
 def test_a_note_on_lossy_compression_is_counted_but_leaves_the_answer(make_card):
     def patient(note):
-        row = {"file": "a.png", "patient": "A", "p_all": 0.99, "call": "ALL", "diameter_px": 200.0}
+        row = {"file": "a.png", "patient": "A", "p_all": 0.99, "call": "ALL", "measures": (200.0, 0.67, 0.283, 0.252)}
         return state.Patient(cells=[CellResult(**row, note=note) for _ in range(40)], refused=1)
 
     answers = {note: components.summarize(patient(note), make_card()).verdict for note in ("", LOSSY, f"{LOSSY}; cut off")}
@@ -260,14 +261,15 @@ def test_a_note_on_lossy_compression_is_counted_but_leaves_the_answer(make_card)
     assert components.remarks_on(state.Patient(cells=patient("").cells)) == ""
 
 
-def test_a_patients_cells_at_another_magnification_are_said_on_the_card(make_card):
-    cells = [CellResult(file="a.png", patient="A", p_all=0.01, call="HEM", note="", diameter_px=115) for _ in range(40)]
-    summary = components.summarize(state.Patient(cells=cells), make_card())
+def test_a_patients_cells_at_another_magnification_are_said_on_the_card(make_card, usual):
+    row = {"file": "a.png", "patient": "A", "p_all": 0.01, "call": "HEM", "note": "", "measures": (115, 0.67, 0.283, 0.252)}
+    summary = components.summarize(state.Patient(cells=[CellResult(**row)] * 40), make_card(data={"usual": usual}))
     assert summary.verdict == "indeterminate" and "unusually small (median diameter 115 px)" in summary.reason
 
 
 def test_there_is_no_answer_before_all_of_a_patients_cells_are_read(make_card):
-    cells = [CellResult(file="a.png", patient="A", p_all=0.99, call="ALL", note="", diameter_px=200) for _ in range(40)]
+    row = {"file": "a.png", "patient": "A", "p_all": 0.99, "call": "ALL", "note": "", "measures": (200, 0.67, 0.283, 0.252)}
+    cells = [CellResult(**row)] * 40
     read, reading = state.Patient(cells=cells), state.Patient(cells=cells, waiting=1)
     summary = components.summarize(read, make_card())
     assert components.answer(read, summary) == "consistent with ALL" and components.answer(reading, summary) == "reading…"

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from inference.gate import MEASURES
 from model_zoo import Card, load_checkpoint
 from training.__main__ import main
 from training.compare import compare, evaluate, read_predictions, shared_cells
@@ -16,11 +17,11 @@ from training.errors import DataError, RunError
 def shelf(tiny_checkpoint, tmp_path):
     """shelf(name, subjects, **predictions): a copy of the tiny checkpoint, trained on `subjects`, with held-out predictions."""
 
-    def make(name, subjects=("20",), *, files=(), p_all=(), y_true=()):
+    def make(name, subjects=("20",), *, files=(), p_all=(), y_true=(), **known):
         folder = tmp_path / name
         shutil.copytree(tiny_checkpoint, folder)
         card = Card.read(folder / "card.json")
-        fields = card.__dict__ | {"name": name, "data": card.data | {"training_subjects": list(subjects)}}
+        fields = card.__dict__ | {"name": name, "data": card.data | {"training_subjects": list(subjects)} | known}
         Card(**fields).write(folder / "card.json")
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)
@@ -39,6 +40,11 @@ def test_evaluate_leaves_out_subjects_that_trained_it(shelf, data, tmp_path):
     # 21 shares pictures with 20, which trained the network
     assert len(rows) == 34 and not {"20", "21", "H21"} & {row["subject"] for row in rows}
     assert "UID_99_1_1_all.png" in said  # the damaged one is named
+    assert "carry a note" not in said
+    known = {name: {"cell": [0, 1e-9], "person": [0, 1e-9]} for name in MEASURES}
+    assert "carry a note: 34 of 34 cells; first: all/UID_22_1_1_all.png: diameter" in evaluate(
+        shelf("strict", ["20", "H21"], usual=known), data
+    )
 
 
 def test_evaluate_refuses_where_nothing_is_unseen(shelf, data, tiny_checkpoint):
@@ -81,6 +87,14 @@ def test_compare_measures_the_difference_on_shared_cells(shelf):
     assert "b minus a on 11 shared held-out cells" in said and "auroc                +0.500 (+0.500 to +0.500)" in said
     c = shelf("c", files=["UID_9_1_1_all.bmp"], p_all=[0.5], y_true=[1])
     assert "share no held-out cells" in compare([a, c])
+
+
+def test_cells_of_one_name_in_two_folders_are_two(shelf):
+    files = ["day1/UID_1_1_1_all.bmp", "day2/UID_1_1_1_all.bmp", "UID_H1_1_1_hem.bmp"]
+    a = shelf("a", files=files, p_all=[0.1, 0.2, 0.3], y_true=[1, 1, 0])
+    b = shelf("b", files=[f.replace(".bmp", ".png") for f in files[::-1]], p_all=[0.3, 0.2, 0.1], y_true=[0, 1, 1])
+    shared = shared_cells(a, b)
+    assert sorted(shared["p_a"]) == [0.1, 0.2, 0.3] and (shared["p_a"] == shared["p_b"]).all()
 
 
 def test_folder_without_predictions_is_told(tmp_path, tiny_checkpoint, capsys):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import training.data
+from inference.gate import MEASURES
 from inference.images import decode_image, frame_cell
 from model_zoo import FrameSpec
 from training.data import (
@@ -23,12 +24,14 @@ from training.data import (
     Cells,
     check_sides,
     index_cells,
+    name_cells,
     pack_cells,
     split_by_chance,
     split_by_image,
     split_by_stain,
     split_by_subject,
     split_official,
+    usual_ranges,
     verify_cells,
 )
 from training.errors import DataError, RecipeError
@@ -181,7 +184,7 @@ def test_split_never_divides_a_group_and_every_fold_holds_both_classes(split, co
 @settings(max_examples=40, deadline=None)
 def test_folds_by_stain_go_from_the_darkest_subjects_to_the_lightest(counts_all, counts_hem, folds, seed):
     cells = made_up(counts_all, counts_hem)
-    cells = replace(cells, darkness=np.random.default_rng(seed).random(len(cells)))
+    cells = replace(cells, measures=np.random.default_rng(seed).random((len(cells), len(MEASURES))))
     try:
         fold_of = split_by_stain(cells, folds=folds)
     except DataError as error:
@@ -626,3 +629,27 @@ def test_what_a_killed_run_left_is_cleared_and_what_a_living_one_writes_is_not(t
     os.utime(dead, (time.time() - 7200,) * 2)
     pack_cells(cells, SPEC, cache=tmp_path)
     assert not dead.exists() and living.exists()
+
+
+def test_a_cell_is_called_by_its_file_name_or_where_that_is_not_enough_by_its_path():
+    root = Path("/cells")
+    files = [root / "a" / "1.bmp", root / "b" / "1.png", root / "b" / "2.png", root / "c" / "d" / "2.png"]
+    assert name_cells(files, ["P1", "P1", "P1", "P2"]) == ["a/1.bmp", "b/1.png", "2.png", "2.png"]
+    named = [Path(name) for name in name_cells(files, ["P1", "P1", "P1", "P2"])]
+    assert name_cells(named, ["P1", "P1", "P1", "P2"]) == ["a/1.bmp", "b/1.png", "2.png", "2.png"]  # an ensemble's members'
+    assert name_cells([], []) == []
+
+
+@given(st.integers(2, 60), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_usual_ranges_hold_every_known_person_and_narrow_with_their_number(persons, seed):
+    cells = made_up([20] * persons, [20])
+    cells = replace(cells, measures=np.random.default_rng(seed).normal(5, 1, (len(cells), len(MEASURES))))
+    usual = usual_ranges(cells)
+    for name, column in zip(MEASURES, cells.measures.T, strict=True):
+        low, high = usual[name]["cell"]
+        assert 0 < ((column < low) | (column > high)).sum() <= max(2, 0.002 * len(column))
+        medians = np.array([np.median(column[cells.subjects == s]) for s in set(cells.subjects)])
+        low, high = usual[name]["person"]
+        beyond = 1.2 / np.sqrt(len(medians)) * np.ptp(medians)
+        np.testing.assert_allclose([medians.min() - low, high - medians.max()], beyond, atol=2e-4)
