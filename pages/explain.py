@@ -29,7 +29,8 @@ with words:
     )
     components.rotations_remark()
     if cell.note:
-        st.markdown(f"Note: {components.plain(cell.note)}.")
+        end = "" if cell.note.endswith("?") else "."
+        st.markdown(f"Note: {components.plain(cell.note)}{end}")
     label = (
         st.segmented_control("Show what speaks for", ["ALL", "HEM"], default=cell.call, key=f"label {cell.kept.number}")
         or cell.call
