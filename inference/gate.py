@@ -14,12 +14,21 @@ _FAINT = 1.5
 # What is measured of each cell: its diameter in pixels at native scale, and of its mean colour the optical density (mean of the
 # three channels), and the red's and the blue's share of it.
 MEASURES = ("diameter_px", "darkness", "red", "blue")
-_COLOUR = "of another colour than the training cells: another stain, lamp or white balance?"
+_COLOUR = ("of another colour than", "of an unusual colour", "another stain, lamp or white balance")
+# Below and above what a network knows: what is said of one cell, of a person's cells, and why it may be.
 _UNLIKE = {
-    ("diameter_px", -1): "diameter {:.0f} px, smaller than the training cells: another magnification?",
-    ("diameter_px", 1): "diameter {:.0f} px, larger than the training cells: another magnification?",
-    ("darkness", -1): "paler than the training cells: another stain or lamp?",
-    ("darkness", 1): "darker than the training cells: another stain or lamp?",
+    ("diameter_px", -1): (
+        "diameter {:.0f} px, smaller than",
+        "unusually small (median diameter {:.0f} px)",
+        "another magnification",
+    ),
+    ("diameter_px", 1): (
+        "diameter {:.0f} px, larger than",
+        "unusually large (median diameter {:.0f} px)",
+        "another magnification",
+    ),
+    ("darkness", -1): ("paler than", "unusually pale", "another stain or lamp"),
+    ("darkness", 1): ("darker than", "unusually dark", "another stain or lamp"),
     **{(name, side): _COLOUR for name in ("red", "blue") for side in (-1, 1)},
 }
 
@@ -86,16 +95,17 @@ def inspect_cell(image: np.ndarray, usual: dict | None = None) -> CellQuality:
     if np.sort(sizes)[-2:-1].sum() > 0.25 * sizes.max():
         reasons.append("more than one object; only the largest was read as the cell")
     measures = (float(np.sqrt(4 * sizes.max() / np.pi)), *_stain(image))
-    reasons += [_UNLIKE[found].format(measures[0]) for found in unlike(measures, usual, "cell")]
-    kind = "unusual" if reasons else "cell"
-    return CellQuality(kind=kind, box=box, reasons=tuple(dict.fromkeys(reasons)), measures=measures)
+    reasons += [f"{how} the training cells: {why}?" for how, why in unlike(measures, usual, "cell")]
+    return CellQuality(kind="unusual" if reasons else "cell", box=box, reasons=tuple(reasons), measures=measures)
 
 
-def unlike(measures, usual: dict | None, of: str) -> list[tuple[str, int]]:
-    """Which of MEASURES lie below (-1) or above (1) what a network knows `of` a "cell", or, of medians, of a "person"."""
+def unlike(measures, usual: dict | None, of: str) -> list[tuple[str, str]]:
+    """How MEASURES differ from what a network knows `of` a "cell", or, of medians, of a "person"; and why it may be."""
     ranges = [usual[name][of] if usual else (-np.inf, np.inf) for name in MEASURES]
     found = zip(MEASURES, measures, ranges, strict=True)
-    return [(name, 1 if value > high else -1) for name, value, (low, high) in found if not low <= value <= high]
+    outside = [_UNLIKE[name, 1 if value > high else -1] for name, value, (low, high) in found if not low <= value <= high]
+    # red and blue are one colour
+    return [((cell if of == "cell" else person).format(measures[0]), why) for cell, person, why in dict.fromkeys(outside)]
 
 
 def _stain(image: np.ndarray) -> tuple[float, float, float]:

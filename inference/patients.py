@@ -14,15 +14,6 @@ from model_zoo import Card
 # is quoted for marrow blasts; C-NMC itself cannot validate shares, see docs/decisions/0005.
 BLAST_LINE = 0.20
 MIN_CELLS = 20
-_UNLIKE = {
-    ("diameter_px", -1): ("unusually small (median diameter {:.0f} px)", "Another magnification"),
-    ("diameter_px", 1): ("unusually large (median diameter {:.0f} px)", "Another magnification"),
-    ("darkness", -1): ("unusually pale", "Another stain or lamp"),
-    ("darkness", 1): ("unusually dark", "Another stain or lamp"),
-    **{
-        (n, side): ("of an unusual colour", "Another stain, lamp or white balance") for n in ("red", "blue") for side in (-1, 1)
-    },
-}
 _DRAWS, _SHARES = 400, 501  # of held-out subjects; from 0 to 1
 
 
@@ -119,10 +110,10 @@ def _answer(n, noted, measures, low, high, corrected_low, corrected_high, card: 
         return "indeterminate", f"Fewer than {MIN_CELLS} cells are too few to answer for a patient."
     if len(measures):
         medians = np.median(np.asarray(measures, "float64"), axis=0)
-        for found in unlike(medians, card.data.get("usual"), "person"):
-            how, cause = _UNLIKE[found]
+        if found := unlike(medians, card.data.get("usual"), "person"):
+            how, why = found[0]
             doubt = "The network's figures may not hold for them."
-            return "indeterminate", f"The cells are {how.format(medians[0])}. {cause}? {doubt}"
+            return "indeterminate", f"The cells are {how}. {why.capitalize()}? {doubt}"
     if 2 * noted > n:
         return "indeterminate", "More than half of the cells carry a note: the network's figures may not hold for them."
     read = {value: [k / m for _, y_true, m, k in card.subjects if y_true == value and m >= MIN_CELLS] for value in (1, 0)}
