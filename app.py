@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from ui import components
+from ui import components, state
 
 st.set_page_config(page_title="Blastoscope", page_icon="ui/icon.svg", layout="wide")
 st.logo("ui/logo.svg", size="large")
@@ -16,6 +16,7 @@ page = st.navigation(
     ],
     position="top",
 )
+state.enter(page.title)
 components.header()
 with components.said():
     page.run()

@@ -68,14 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def csv_row(result, engine: Engine) -> list:
-    """A row under COLUMNS and MADE_BY: a file, and what made its numbers. The engine's remark joins a scored cell's note.
-
-    Text that a spreadsheet would run as a formula is quoted with an apostrophe.
-    """
+    """A row under COLUMNS and MADE_BY: a file, and what made its numbers. The engine's remark joins a scored cell's note."""
     card, p_all = engine.card, "" if result.p_all is None else f"{result.p_all:.6f}"
     note = "; ".join(filter(None, (result.note, engine.remark if p_all else "")))
     made = [card.name, card.weights_sha256[:16], card.threshold, engine.rotations, app_version(), INTENDED_USE]
-    return [_inert(result.file), _inert(result.patient), p_all, result.call, _inert(note), *made]
+    return [inert(result.file), inert(result.patient), p_all, result.call, inert(note), *made]
 
 
 @functools.cache
@@ -84,7 +81,8 @@ def app_version() -> str:
     return tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
+    """Text that a spreadsheet would run as a formula, quoted with an apostrophe; any other as it is."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 

@@ -6,13 +6,13 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from inference.engine import WORKERS, Engine
 from inference.errors import GateError, InputError
-from inference.gate import inspect_cell
+from inference.gate import describe_unlike, inspect_cell
 from inference.images import decode_image, frame_cell, patient_of
 from inference.sources import Source
 
@@ -25,9 +25,12 @@ class CellResult:
         file, patient: cleaned for showing.
         p_all: calibrated probability, None when refused.
         call: "ALL", "HEM" (at the checkpoint's operating point) or "refused".
-        note: one sentence or several; empty for an ordinary cell.
+        note: one sentence or several; empty for an ordinary cell. Those on `picture`, then how it differs from the cells that
+            the network knows.
+        picture: what is to be said of the picture, whatever the network.
         kept: what `keep` returned for this cell; None when refused.
         measures: of the cell, see `inference.gate.MEASURES`; () when refused.
+        upload: which upload it came from, where the caller says so.
     """
 
     file: str
@@ -35,8 +38,15 @@ class CellResult:
     p_all: float | None
     call: str
     note: str
+    picture: tuple[str, ...] = ()
     kept: object = None
     measures: tuple[float, ...] = ()
+    upload: str = ""
+
+    def read_by(self, engine: Engine, p_all: float) -> CellResult:
+        """This row with what a network says of the cell."""
+        note = "; ".join((*self.picture, *describe_unlike(self.measures, engine.card.data.get("usual"))))
+        return replace(self, p_all=p_all, call=engine.call(p_all), note=note)
 
 
 def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple], object] | None = None) -> CellResult:
@@ -44,25 +54,20 @@ def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple
 
     `keep` is called with the decoded image and the box of the cell in it.
     """
-    patient = patient_of(source.name)
+    row = CellResult(file=source.name, patient=patient_of(source.name), p_all=None, call="refused", note="")
     try:
         image, notes = decode_image(source.read(), name=source.name)
-        quality = inspect_cell(image, engine.card.data.get("usual"))
+        quality = inspect_cell(image)
         if quality.kind == "refused":
             raise GateError(source.name, quality.reasons[0])
+        framed = frame_cell(image, engine.card.framing, box=quality.box)
+        p_all = float(engine.predict(framed[None])[0][0])
+        kept = keep(image, quality.box) if keep else None
     except InputError as error:
-        return CellResult(file=source.name, patient=patient, p_all=None, call="refused", note=error.sentence)
-    framed = frame_cell(image, engine.card.framing, box=quality.box)
-    p_all = float(engine.predict(framed[None])[0][0])
-    return CellResult(
-        file=source.name,
-        patient=patient,
-        p_all=p_all,
-        call=engine.call(p_all),
-        note="; ".join((*notes, *quality.reasons)),
-        kept=keep(image, quality.box) if keep else None,
-        measures=quality.measures,
-    )
+        return replace(row, note=error.sentence)
+    except Exception as error:  # no memory, a runtime's own: the other files go on
+        return replace(row, note=f"it could not be scored ({type(error).__name__}). Add it again.")
+    return replace(row, picture=(*notes, *quality.reasons), measures=quality.measures, kept=kept).read_by(engine, p_all)
 
 
 def score_files(

@@ -95,8 +95,13 @@ def inspect_cell(image: np.ndarray, usual: dict | None = None) -> CellQuality:
     if np.sort(sizes)[-2:-1].sum() > 0.25 * sizes.max():
         reasons.append("more than one object; only the largest was read as the cell")
     measures = (float(np.sqrt(4 * sizes.max() / np.pi)), *_stain(image))
-    reasons += [f"{how} the training cells: {why}?" for how, why in unlike(measures, usual, "cell")]
+    reasons += describe_unlike(measures, usual)
     return CellQuality(kind="unusual" if reasons else "cell", box=box, reasons=tuple(reasons), measures=measures)
+
+
+def describe_unlike(measures, usual: dict | None) -> list[str]:
+    """Sentences on how a cell's MEASURES differ from what a network knows; none where they do not."""
+    return [f"{how} the training cells: {why}?" for how, why in unlike(measures, usual, "cell")]
 
 
 def unlike(measures, usual: dict | None, of: str) -> list[tuple[str, str]]:

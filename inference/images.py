@@ -18,8 +18,15 @@ from model_zoo import FrameSpec
 
 MAX_PIXELS = 25_000_000  # as many cells are decoded at once as there are cores
 FORMATS = ("BMP", "PNG", "WEBP", "JPEG", "TIFF", "GIF", "PPM")
-SUFFIXES = {".bmp": "BMP", ".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
+SUFFIXES = {
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".jif"), "JPEG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
+}
 LOSSY = "lossy compression: what it left on the black background was removed; PNG or BMP are read more surely"
+# Of what `decode_image` says, what takes nothing from P(ALL).
+HARMLESS = re.compile(rf"{re.escape(LOSSY)}|the content is \w+, whatever the name says|only the first of \d+ frames was read")
 _CNMC_NAME = re.compile(r"^UID_(?P<subject>h?\d+)_(?P<image>\d+)_(?P<cell>\d+)_(?P<label>all|hem)$", re.IGNORECASE)
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on odd metadata; what matters is raised
@@ -61,7 +68,7 @@ def decode_image(data: bytes, *, name: str) -> tuple[np.ndarray, tuple[str, ...]
 
 def _describe(image: Image.Image, name: str):
     suffix = PurePosixPath(name).suffix.lower()
-    if image.format not in (SUFFIXES.get(suffix), suffix[1:].upper()):
+    if suffix and image.format != SUFFIXES.get(suffix, suffix[1:].upper()):
         yield f"the content is {image.format}, whatever the name says"
     if getattr(image, "n_frames", 1) > 1:
         yield f"only the first of {image.n_frames} frames was read"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from inference.gate import unlike
-from inference.images import LOSSY
+from inference.images import HARMLESS
 from model_zoo import Card
 
 # Below this corrected share of blasts, or above it, an interval must lie as a whole to be called. The line that
@@ -59,8 +59,8 @@ def wilson_interval(called: int, n: int, *, z: float = 1.959964) -> tuple[float,
 
 
 def carries_weight(note: str) -> bool:
-    """Whether a cell's note speaks against its P(ALL). One on lossy compression does not: its effect is dealt with."""
-    return bool(note.replace(LOSSY, "").strip("; "))
+    """Whether a cell's note speaks against its P(ALL). One on the file's format does not: its effect is dealt with."""
+    return bool(HARMLESS.sub("", note).strip("; "))
 
 
 def summarize_patient(p_all, card: Card, *, noted: int = 0, measures=(), seed: int = 0) -> PatientSummary:

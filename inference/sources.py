@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -50,18 +52,23 @@ def open_files(files: Iterable[tuple[str, Callable[[], bytes] | Path]]) -> Itera
 def open_paths(paths: Iterable[Path], *, skip: Path | None = None) -> Iterator[Source]:
     """Sources of files and folders on this machine; folders are walked in name order, links are not followed out.
 
+    Named from the folder that holds them all: `Anna/cells` and `Berta/cells` are two patients.
+
     Args:
         paths: files and folders.
         skip: a file inside them that is no input, as the table being written.
     """
+    paths = list(paths)
+    above = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
     for path in paths:
+        name = path.absolute().relative_to(above)
         if path.is_dir():
             top, skipped = path.resolve(), skip and skip.resolve()
             real = ((p, p.resolve()) for p in sorted(path.rglob("*")) if p.is_file())
             inside = [p.relative_to(path) for p, r in real if r.is_relative_to(top) and r != skipped]
-            yield from open_files((str(PurePosixPath(path.absolute().name, *p.parts)), path / p) for p in inside)
+            yield from open_files(((name / p).as_posix(), path / p) for p in inside)
         else:
-            yield from open_files([(path.name, path)])
+            yield from open_files([(name.as_posix(), path)])
 
 
 def _read(content: Callable[[], bytes] | Path, name: str) -> bytes:
@@ -87,7 +94,7 @@ def _open_zip(name: str, content: Callable[[], bytes] | Path) -> Iterator[Source
     except Exception:  # zipfile raises many kinds on hostile bytes
         yield _refusal(name, ArchiveError(name, "not a readable ZIP, or damaged. Make the archive again."))
         return
-    top = PurePosixPath(name).stem
+    top = PurePosixPath(name).with_suffix("")
     named = [(entry, clean_name(f"{top}/{entry.filename}")) for entry in entries]
     named = [(entry, shown) for entry, shown in named if not _is_litter(shown)]
     if not named:
@@ -111,7 +118,7 @@ def _check_archive(name: str, entries: list[zipfile.ZipInfo]) -> None:
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bytes:
     parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
-    if ".." in parts or entry.filename.startswith(("/", "\\")) or ":" in entry.filename[:3]:
+    if ".." in parts or entry.filename.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", entry.filename):
         raise ArchiveError(name, "its path points outside the ZIP, so it was not opened. Make the archive again.")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise ArchiveError(name, "a link, not a file. Pack the image itself.")

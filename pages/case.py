@@ -30,11 +30,11 @@ with settings:
         st.rerun()
 with upload:
     ways = {"Cells or a ZIP": True, "A folder": "directory"}
-    way = st.segmented_control("Add", ways, default="Cells or a ZIP", required=True, label_visibility="collapsed")
+    way = st.segmented_control("Add", ways, required=True, label_visibility="collapsed", **state.ways_box(list(ways)))
     uploads = st.file_uploader(
         "Drop a folder; its subfolders become patients" if way == "A folder" else "Drop cells, or a ZIP of a patient's cells",
         accept_multiple_files=ways[way],
-        key=f"{way} {state.upload_generation()}",
+        **state.uploader_box(),
     )
     case.add_uploads(uploads)
 
@@ -54,6 +54,9 @@ elif empty:
 with remarks:
     if case.synthetic:
         st.caption("The demo patients are **synthetic**: generated cells, no person's.")
+    if case.joined:
+        names = ", ".join(map(components.plain, sorted(case.joined)))
+        st.caption(f"Cells were added to a patient who was here before: {names}. Of another person? Start a new case for them.")
     if case.refused:
         with st.expander(f"{len(case.refused)} of {case.total} files were refused; the reasons"):
             components.cell_table(case.refused)
@@ -62,10 +65,12 @@ patients = case.by_patient()
 with people:
     if len(patients) > CARDS:
         components.patient_table(patients, card)
-    shown = "All patients"
+    shown = ""  # no patient's name
     if len(patients) > 1:
         options = [shown, *patients]
-        shown = st.selectbox("Patient", options, **state.keep("patient", options))
+        shown = st.selectbox(
+            "Patient", options, format_func=lambda name: name or "All patients", **state.keep("patient", options)
+        )
     for patient in [shown] if shown in patients else list(patients) if len(patients) <= CARDS else []:
         components.patient_card(patient, patients[patient], card)
 

@@ -32,7 +32,9 @@ with words:
         end = "" if cell.note.endswith("?") else "."
         st.markdown(f"Note: {components.plain(cell.note)}{end}")
     label = (
-        st.segmented_control("Show what speaks for", ["ALL", "HEM"], default=cell.call, key=f"label {cell.kept.number}")
+        st.segmented_control(
+            "Show what speaks for", ["ALL", "HEM"], default=cell.call, key=f"label {cell.kept.number} {card.name} {cell.call}"
+        )
         or cell.call
     )
     opacity = st.slider("Opacity of the map", 0, 100, 45, format="%d %%", key="opacity") / 100

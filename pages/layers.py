@@ -10,7 +10,8 @@ MAPS = 64
 
 choose, network = st.columns([3, 2], gap="large")
 with network:
-    card = components.choose_member(components.choose_checkpoint())
+    read_by = components.choose_checkpoint()
+    card = components.choose_member(read_by)
 with choose:
     cell = components.pick_cell()
 fed = frame_cell(cell.kept.window(), card.framing)[None]
@@ -61,7 +62,8 @@ with sheet:
 with facts:
     st.image(
         components.enlarge(fed[0]),
-        caption=f"{components.plain(cell.file)} · P(ALL) {components.probability(cell.p_all)}",
+        caption=f"{components.plain(cell.file)} · P(ALL) {components.probability(cell.p_all)}"
+        + (" by the ensemble" if read_by.members else ""),
         width=220,
         alt="the cell as the network gets it",
     )

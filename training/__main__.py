@@ -1,8 +1,8 @@
 """Train, evaluate and compare.
 
 python -m training RECIPE --data FOLDER [--out RUN] [--tiny] [--both-ways] [--set KEY=VALUE ...]
-python -m training RUN                        go on with a run that was stopped or killed
-python -m training evaluate CHECKPOINT --data FOLDER [--rotations 8] [--out predictions.csv]
+python -m training RUN [--data FOLDER]        go on with a run that was stopped or killed; FOLDER if its cells were moved
+python -m training evaluate CHECKPOINT --data FOLDER [--rotations 8] [--out predictions.csv] [--other-people]
 python -m training compare RUN_OR_CHECKPOINT ...
 python -m training ensemble CHECKPOINT ... --out CHECKPOINT --title TITLE
 python -m training sweep RECIPE ... --data FOLDER --seeds 0,1,2 [--set KEY=VALUE ...] [--out SWEEP] [--ray [ADDRESS]]
@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BlastoscopeError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except MemoryError as error:
+        print(f"error: this machine has too little memory. {error}".strip(), file=sys.stderr)
+        return FAILED
     except OSError as error:
         print(f"error: {error.strerror or error} ({error.filename or 'disk'})", file=sys.stderr)
         return FAILED
@@ -55,9 +58,13 @@ def _parser(name: str) -> argparse.ArgumentParser:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    given = os.environ.get("BLASTOSCOPE_DATA")
-    default = Path(given) if given else None
-    parser.add_argument("--data", type=Path, default=default, help="folder of C-NMC cells; default $BLASTOSCOPE_DATA")
+    parser.add_argument("--data", type=Path, help="folder of C-NMC cells; default $BLASTOSCOPE_DATA")
+
+
+def _data(parser: argparse.ArgumentParser, given: Path | None) -> Path:
+    if not (folder := given or os.environ.get("BLASTOSCOPE_DATA")):
+        parser.error("give --data, or set BLASTOSCOPE_DATA")
+    return Path(folder)
 
 
 def _train(arguments: list[str]) -> None:
@@ -83,13 +90,12 @@ def _train(arguments: list[str]) -> None:
 
             told = read_state(options.recipe)
             if "data_fingerprint" in told:
-                resume(options.recipe, log=_say)
+                resume(options.recipe, options.data, log=_say)
             else:  # it ended while it waited for a device
                 asked = {name: told[name] for name in ("tiny", "changes")}
-                train(Path(told["recipe"]), Path(told["data"]), options.recipe, **asked, log=_say)
+                train(Path(told["recipe"]), options.data or Path(told["data"]), options.recipe, **asked, log=_say)
         return
-    if options.data is None:
-        parser.error("give --data, or set BLASTOSCOPE_DATA")
+    options.data = _data(parser, options.data)
     out = options.out or runs_folder() / (options.recipe.stem + ("_tiny" if options.tiny else ""))
     changes = _parse_changes(options.set)
     if options.both_ways:
@@ -124,7 +130,7 @@ def _both_ways(options, out: Path, changes: dict) -> None:
         if told and any(told.get(name) != value for name, value in _asked(options, changed).items()):
             raise RunError(f"{folder} was begun with other settings or other cells. Give another --out.")
         if not told:
-            settings = [f"--set={name}={json.dumps(value)}" for name, value in changed.items()]  # JSON of these types is TOML
+            settings = [f"--set={name}={_in_toml(value)}" for name, value in changed.items()]
             given = [str(options.recipe), "--data", str(options.data), "--out", str(folder), *settings]
             commands[folder.name] = [*given, *["--tiny"] * options.tiny]
         elif told["state"] != "finished":
@@ -137,6 +143,13 @@ def _both_ways(options, out: Path, changes: dict) -> None:
     from training.compare import compare
 
     _say(compare(folders))
+
+
+def _in_toml(value) -> str:
+    """JSON of a recipe's types is TOML, but for tables."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_in_toml(key)} = {_in_toml(of)}' for key, of in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _devices(folder: Path) -> int:
@@ -162,12 +175,17 @@ def _evaluate(arguments: list[str]) -> None:
     _add_data(parser)
     parser.add_argument("--rotations", type=int, choices=(1, 8), help="average over this many rotations; default the card's")
     parser.add_argument("--out", type=Path, help="CSV of every cell's P(ALL)")
+    parser.add_argument(
+        "--other-people",
+        action="store_true",
+        help="the subjects are none of those that trained it, though some have their ids: leave nobody out",
+    )
     options = parser.parse_args(arguments)
-    if options.data is None:
-        parser.error("give --data, or set BLASTOSCOPE_DATA")
+    data = _data(parser, options.data)
     from training.compare import evaluate
 
-    _say(evaluate(options.checkpoint, options.data, rotations=options.rotations, out=options.out))
+    asked = {"rotations": options.rotations, "out": options.out, "other_people": options.other_people}
+    _say(evaluate(options.checkpoint, data, **asked))
 
 
 def _compare(arguments: list[str]) -> None:
@@ -207,8 +225,7 @@ def _sweep(arguments: list[str]) -> None:
     )
     parser.add_argument("--cpus", type=int, default=2, help="of a run on a cluster without GPUs (default 2)")
     options = parser.parse_args(arguments)
-    if options.data is None:
-        parser.error("give --data, or set BLASTOSCOPE_DATA")
+    data = _data(parser, options.data)
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
@@ -216,7 +233,7 @@ def _sweep(arguments: list[str]) -> None:
     from training.sweep import sweep
 
     asked = {"changes": _parse_changes(options.set), "ray": options.ray, "cpus": options.cpus}
-    _say(sweep(options.recipes, options.data, seeds, options.out, **asked, log=_say))
+    _say(sweep(options.recipes, data, seeds, options.out, **asked, log=_say))
 
 
 def _say(line: str) -> None:

@@ -14,7 +14,7 @@ from inference.sources import open_paths
 from model_zoo import Card, load_checkpoint
 from training.data import Cells, cell_label, index_cells, name_cells
 from training.errors import DataError, RunError
-from training.metrics import bootstrap_metrics, paired_difference
+from training.metrics import bootstrap_metrics, paired_difference, sigmoid
 
 SHOWN = ("auroc", "sensitivity", "specificity", "accuracy", "weighted_f1", "subject_accuracy", "ece", "brier")
 
@@ -22,39 +22,73 @@ SHOWN = ("auroc", "sensitivity", "specificity", "accuracy", "weighted_f1", "subj
 def read_predictions(folder: Path) -> dict[str, np.ndarray]:
     """predictions.csv of a run or checkpoint, by column; `y_true` int, `logit` and `p_all` float, the others str.
 
+    `p_all` is computed from `logit`, as the card's figures were: the file rounds it, a saturated network's to 0 or 1.
+
     Raises:
-        RunError: there is none, or it is not one.
+        RunError: there is none, it is not one, or the run has not finished. CheckpointError: no readable card beside it.
     """
     try:
         with (Path(folder) / "predictions.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        return columns | {
-            "y_true": columns["y_true"].astype(int),
-            "logit": columns["logit"].astype(float),
-            "p_all": columns["p_all"].astype(float),
-        }
+        columns |= {"y_true": columns["y_true"].astype(int)} | {n: columns[n].astype(float) for n in ("logit", "p_all")}
     except (OSError, KeyError, IndexError, ValueError) as error:
         raise RunError(f"{folder} holds no held-out predictions. Let its run finish first.") from error
+    return columns | {"p_all": sigmoid(columns["logit"] / _temperatures(columns, read_card(folder)))}
 
 
-def evaluate(checkpoint: Path, data: Path, *, rotations: int | None = None, out: Path | None = None) -> str:
-    """A checkpoint's figures on the labelled cells of a folder, as served; subjects it was trained on are left out.
+def _temperatures(table: dict[str, np.ndarray], card: Card) -> np.ndarray:
+    """float (n,): the card's, or, of several folds, each fold's own, found again from the rounded `p_all` of its cells."""
+    found, folds = np.full(len(table["logit"]), card.temperature), set(table.get("fold", ()))
+    for fold in folds if len(folds) > 1 else ():
+        mine = table["fold"] == fold
+        p_all = np.clip(table["p_all"][mine], 1e-9, 1 - 1e-9)
+        odds = np.log(p_all / (1 - p_all))
+        told = np.abs(odds) * p_all * (1 - p_all)  # by each cell: how little rounding disturbs its logit / odds
+        if told[best := told.argmax()] > 1e-3:
+            found[mine] = round(table["logit"][mine][best] / odds[best], 4)  # as `calibrate` rounds it
+    return found
 
-    Returns:
-        a table as text. `out` takes every cell's P(ALL), as predictions.csv does.
+
+def read_card(folder: Path) -> Card:
+    """The card of a checkpoint or of a finished run.
+
     Raises:
-        CheckpointError, DataError: no labelled cells, or none of a subject that is new to the network.
+        RunError: the run has not finished. CheckpointError: no readable card.
     """
+    file = Path(folder) / "card.json"
+    if not file.exists() and file.with_name("run.json").exists():
+        raise RunError(f"The run in {folder} has not finished. Let it, or go on with it: python -m training {folder}")
+    return Card.read(file)
+
+
+def evaluate(
+    checkpoint: Path, data: Path, *, rotations: int | None = None, out: Path | None = None, other_people: bool = False
+) -> str:
+    """A checkpoint's figures on the labelled cells of a folder, as served; subjects with ids of those that trained it stay out.
+
+    Args:
+        out: takes every cell's P(ALL), as predictions.csv does.
+        other_people: the subjects are none of those that trained it, whatever their ids: nobody is left out.
+    Returns:
+        a table as text.
+    Raises:
+        RunError: no folder for `out`. CheckpointError, DataError: no labelled cells, or none of a subject that is new to the
+        network.
+    """
+    if out and not Path(out).parent.is_dir():
+        raise RunError(f"{Path(out).parent} is no folder. Make it, or give another --out.")
     engine = Engine(load_checkpoint(checkpoint), rotations=rotations)
     card, cells = engine.card, index_cells(data)
     known = set(card.data.get("training_subjects", ()))
-    if not known:
+    if not (known or other_people):
         raise DataError(f"The card of {checkpoint} does not say which subjects trained it, so nothing can be called unseen.")
-    new = ~_met(cells, known)
+    met = _met(cells, known)
+    new = ~met | other_people
     if not new.any():
         raise DataError(
-            f"{checkpoint} was trained on every subject of {data}. Its own predictions.csv holds what was held out."
+            f"Every subject of {data} has the id of one that trained {checkpoint}, so nothing shows that any is new to it. If "
+            "they are other people, add --other-people. If not, its own predictions.csv holds what was held out."
         )
     kept = cells.choose(new)
     results = list(score_files(open_paths(kept.files), engine))
@@ -66,10 +100,12 @@ def evaluate(checkpoint: Path, data: Path, *, rotations: int | None = None, out:
     y_true, subjects = kept.y_true[read], kept.subjects[read]
     p_all = np.array([result.p_all for result in results if result.p_all is not None])
     lines = []
-    if (~new).any():
-        names = sorted(set(cells.subjects[~new]))
-        which = f"{len(names)} subjects that trained it, or share pictures with one that did"
-        lines = [f"left out: {int((~new).sum())} cells of {which}: {', '.join(names)}"]
+    if met.any():
+        names = sorted(set(cells.subjects[met]))
+        which = f"{len(names)} subjects with the id of one that trained it, or that shares pictures with such"
+        left = f"left out: {met.sum():,} cells of {which}: {', '.join(names)}. If they are other people, add --other-people."
+        said = f"said to be other people than those that trained it, though they have their ids: {', '.join(names)}"
+        lines = [said if other_people else left]
     lines += [f"not read: {cell_label(kept.files[i])}: {results[i].note}" for i in np.flatnonzero(~read)]
     if noted := [i for i in np.flatnonzero(read) if carries_weight(results[i].note)]:
         first = f"{cell_label(kept.files[noted[0]])}: {results[noted[0]].note}"
@@ -89,7 +125,7 @@ def evaluate(checkpoint: Path, data: Path, *, rotations: int | None = None, out:
             writer.writerow(["file", "subject", "y_true", "p_all", "called_all"])
             names = np.array(name_cells(kept.files, kept.subjects))[read]
             for name, s, y, p, c in zip(names, subjects, y_true, p_all, called, strict=True):
-                writer.writerow([name, s, int(y), f"{p:.6f}", int(c)])
+                writer.writerow([name, s, int(y), f"{p:.9g}", int(c)])
     return "\n".join(lines)
 
 
@@ -101,7 +137,7 @@ def _met(cells: Cells, known: set[str]) -> np.ndarray:
 
 def compare(folders: list[Path]) -> str:
     """Runs or checkpoints beside each other, and each one's difference from the first on the cells both held out."""
-    cards = [Card.read(Path(folder) / "card.json") for folder in folders]
+    cards = [read_card(folder) for folder in folders]
     lines = ["| network | split | " + " | ".join(SHOWN) + " |", "|---|---|" + "---|" * len(SHOWN)]
     for card in cards:
         figures = (card.metrics.get(name) for name in SHOWN)
@@ -132,7 +168,7 @@ def shared_cells(a: Path, b: Path) -> dict[str, np.ndarray]:
     _, i, j = np.intersect1d(*map(cell_keys, tables), return_indices=True)
     points = [
         table["threshold"].astype(float) if "threshold" in table else np.full(len(table["p_all"]), card.threshold)
-        for table, card in ((table, Card.read(Path(f) / "card.json")) for table, f in zip(tables, (a, b), strict=True))
+        for table, card in zip(tables, map(read_card, (a, b)), strict=True)
     ]
     return {
         "y_true": tables[0]["y_true"][i],

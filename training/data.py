@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ class Cells:
         subjects: str (n,), upper case.
         groups: str (n,), subjects that share a picture have one group.
         preliminary: bool (n,), cells of the official preliminary test set; None where there are none.
+        unlabelled: images of the folder that are none of these cells: nothing tells whether they are ALL or HEM.
         digests: of each file's bytes, once `verify_cells` has read them.
         measures: float (n, 4), `inference.gate.MEASURES` of each cell; as `digests`.
     """
@@ -52,6 +54,7 @@ class Cells:
     subjects: np.ndarray
     groups: np.ndarray
     preliminary: np.ndarray | None = None
+    unlabelled: tuple[Path, ...] = ()
     digests: list[str] | None = None
     measures: np.ndarray | None = None
 
@@ -67,6 +70,7 @@ class Cells:
             subjects=self.subjects[rows],
             groups=self.groups[rows],
             preliminary=None if self.preliminary is None else self.preliminary[rows],
+            unlabelled=self.unlabelled,
             digests=self.digests and [self.digests[row] for row in rows],
             measures=None if self.measures is None else self.measures[rows],
         )
@@ -94,9 +98,9 @@ class Cells:
 
 
 def index_cells(root: Path) -> Cells:
-    """Index a folder of labelled cells by names and tables; no picture is opened.
+    """Index a folder of labelled cells by names and tables; no picture is opened. Links to folders are followed.
 
-    Understands any tree whose images lie in folders `all` and `hem` (TCIA `fold_*/{all,hem}`, Kaggle
+    Understands any tree whose images lie below folders `all` and `hem` (TCIA `fold_*/{all,hem}`, Kaggle
     `training_data/fold_*/{all,hem}`, plain `{all,hem}`), names ending `_all` / `_hem`, and the preliminary test
     set (`<folder>_labels.csv` with Patient_ID and new_names, beside its images or beside their folder; the final
     test set repeats the same new names, unlabelled). Subjects come from file names, or from `subjects.csv` in `root`
@@ -110,15 +114,16 @@ def index_cells(root: Path) -> Cells:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root} is no folder. Give the folder that holds the C-NMC cells.")
-    files = sorted(
-        p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("._") and p.is_file()
-    )
-    listed, renamed = _read_subjects(root, files), _read_label_files(root, files)
-    rows, named, nameless = [], set(), []
+    inside = _walk(root)
+    files = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("._") and p.is_file()]
+    tables = [p for p in inside if p.match("*labels*.csv")]
+    listed, renamed = _read_subjects(root, files), _read_label_files(root, files, tables)
+    rows, named, nameless, unlabelled = [], set(), [], []
     for file in files:
         official = renamed.get(file, file.name)
-        subject, label = listed.get(file, (None, _label_of(official, file)))
+        subject, label = listed.get(file, (None, _label_of(official, file.relative_to(root))))
         if label is None:
+            unlabelled.append(file)
             continue
         if subject is None:
             subject = subject_of(official)
@@ -146,48 +151,76 @@ def index_cells(root: Path) -> Cells:
         subjects=np.array(subjects),
         groups=np.array([group_of.get(s, s) for s in subjects]),
         preliminary=np.array([file in renamed for file in files]) if renamed else None,
+        unlabelled=tuple(unlabelled),
     )
 
 
+def _walk(root: Path) -> list[Path]:
+    """Every file below `root`, sorted. Links are followed to folders that were not read yet, so that they may form a ring."""
+    found, seen, tops = [], set(), [root]
+    for top in tops:  # links come last: a folder below `root` is called by its own place
+        for folder, inside, names in os.walk(top):
+            if (real := os.path.realpath(folder)) in seen:
+                inside.clear()
+                continue
+            seen.add(real)
+            found += [Path(folder, name) for name in names]
+            tops += [link for name in sorted(inside) if (link := Path(folder, name)).is_symlink()]
+    return sorted(found)
+
+
 def _label_of(official: str, file: Path) -> int | None:
-    for text in (Path(official).stem.lower().rpartition("_")[2], file.parent.name.lower()):
+    """What its name says, else the nearest folder; `file` is relative to the folder of all cells."""
+    for text in (Path(official).stem.lower().rpartition("_")[2], *(folder.name.lower() for folder in file.parents)):
         if text in ("all", "hem"):
             return int(text == "all")
     return None
 
 
 def _read_table(table: Path) -> list[dict]:
-    """Rows of a CSV; what is no CSV has none."""
+    """Rows of a CSV, its columns apart by commas, semicolons (as Excel writes it in many countries) or tabs; what is no CSV has
+    none."""
     with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+        file.seek(0)
         try:
-            return list(csv.DictReader(file, restval=""))
+            return list(csv.DictReader(file, restval="", delimiter=max(",;\t", key=header.count)))
         except csv.Error:
             return []
 
 
-def _read_label_files(root: Path, files: list[Path]) -> dict[Path, str]:
-    """Image -> official name, from every preliminary-phase labels CSV below root. One without its images is passed over.
+def _columns(rows: list[dict]) -> str:
+    return ", ".join(map(str, rows[0])) if rows else "no rows"
+
+
+def _read_label_files(root: Path, files: list[Path], tables: list[Path]) -> dict[Path, str]:
+    """Image -> official name, from every preliminary-phase labels CSV. One without its images is passed over.
 
     Raises:
-        DataError: a CSV that names other images than its folder holds, or contradicts itself.
+        DataError: a CSV that names other images than its folder holds, contradicts itself, or lacks a column though a folder
+            of images without labels has its name.
     """
     folders: dict[Path, dict[str, Path]] = {}
     for file in files:
         folders.setdefault(file.parent, {})[file.stem] = file  # by stem: cells may have been converted from BMP
     renamed = {}
-    for table in sorted(root.rglob("*labels*.csv")):
-        official = {}
-        for row in _read_table(table):
-            if row.keys() >= {"Patient_ID", "new_names"}:
-                name = official[Path(row["new_names"]).stem] = row["Patient_ID"]
-                label = _label_of(name, table)
-                if subject_of(name) is None or row.get("labels", str(label)) != str(label):
-                    raise DataError(
-                        f"{table}: Patient_ID {name!r} and labels {row.get('labels')!r} do not fit. Expected "
-                        "UID_<subject>_<image>_<cell>_all with 1, or …_hem with 0. Copy the table again from its source."
-                    )
+    for table in tables:
+        official, rows, of = {}, _read_table(table), table.stem.removesuffix("_labels")
+        if not rows or not rows[0].keys() >= {"Patient_ID", "new_names"}:
+            named = (file for folder, inside in folders.items() if folder.name == of for file in inside.values())
+            if any(_label_of(file.name, file.relative_to(root)) is None for file in named):
+                raise DataError(f"{table} needs the columns Patient_ID,new_names and labels. Received: {_columns(rows)}")
+            continue
+        for row in rows:
+            name = official[Path(row["new_names"]).stem] = row["Patient_ID"]
+            label = _label_of(name, table.relative_to(root))
+            if subject_of(name) is None or row.get("labels", str(label)) != str(label):
+                raise DataError(
+                    f"{table}: Patient_ID {name!r} and labels {row.get('labels')!r} do not fit. Expected "
+                    "UID_<subject>_<image>_<cell>_all with 1, or …_hem with 0. Copy the table again from its source."
+                )
         for folder, inside in folders.items():
-            if folder != table.parent and folder.name != table.stem.removesuffix("_labels"):
+            if folder != table.parent and folder.name != of:
                 continue
             missing = sorted(official.keys() - inside.keys())
             if len(missing) == len(official):  # another folder's table
@@ -213,12 +246,13 @@ def _read_subjects(root: Path, files: list[Path]) -> dict[Path, tuple[str, int]]
         return {}
     rows = _read_table(table)
     if not rows or not rows[0].keys() >= {"file", "subject"}:
-        received = ", ".join(map(str, rows[0])) if rows else "no rows"
-        raise DataError(f"{table} needs the columns file,subject (and label, if folders do not tell it). Received: {received}")
-    times = Counter(file.name for file in files)
-    by_name = {file.name: file for file in files if times[file.name] == 1}
-    by_name |= {file.relative_to(root).as_posix(): file for file in files}
-    names = [row["file"].strip().replace("\\", "/") for row in rows]
+        raise DataError(
+            f"{table} needs the columns file,subject (and label, if folders do not tell it). Received: {_columns(rows)}"
+        )
+    times = Counter(_composed(file.name) for file in files)
+    by_name = {name: file for file in files if times[name := _composed(file.name)] == 1}
+    by_name |= {_composed(file.relative_to(root).as_posix()): file for file in files}
+    names = [_composed(row["file"].strip().replace("\\", "/")) for row in rows]
     missing = [name for name in names if name not in by_name]
     if missing:
         raise DataError(
@@ -228,7 +262,7 @@ def _read_subjects(root: Path, files: list[Path]) -> dict[Path, tuple[str, int]]
     listed: dict[Path, tuple[str, int]] = {}
     for line, (name, row) in enumerate(zip(names, rows, strict=True), 2):
         file, subject, given = by_name[name], row["subject"].strip(), row.get("label", "").strip().lower()
-        told = _label_of(file.name, file)
+        told = _label_of(file.name, file.relative_to(root))
         label = {"all": 1, "1": 1, "hem": 0, "0": 0, "": told}.get(given)
         if not subject:
             wrong = "the subject is empty"
@@ -243,6 +277,11 @@ def _read_subjects(root: Path, files: list[Path]) -> dict[Path, tuple[str, int]]
             continue
         raise DataError(f"{table}, line {line}, {name}: {wrong}")
     return listed
+
+
+def _composed(name: str) -> str:
+    """As tables are mostly typed: a macOS disk may hold ä as a with a mark."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _some(names: Sequence[str], how: str) -> str:
@@ -285,7 +324,7 @@ def verify_cells(
         DataError: a class without a readable image, or the cache cannot be written.
     """
     cells = replace(cells, digests=cells.digests or list(_in_threads(_digest, cells.files)))
-    found_file = Path(cache) / f"{cells.fingerprint[:16]}.measured.json"
+    found_file = Path(cache) / f"{cells.fingerprint[:16]}.found.json"
     if not found_file.exists():
         found = []
         for entry in _in_threads(_inspect, list(zip(cells.files, cells.digests, strict=True))):
@@ -294,10 +333,12 @@ def verify_cells(
         with _whole_file(found_file, "what was found in the pictures") as file:
             file.write(json.dumps(found).encode())
     columns = zip(*json.loads(found_file.read_text("utf-8")), strict=True)
-    pixels, sizes, reasons, measures = (np.array(column) for column in columns)
+    pixels, sizes, reasons, grey, measures = (np.array(column) for column in columns)
     readable = pixels != ""
     lost = reasons[~readable].tolist()
     sentences = [f"{len(lost):,} of {len(cells):,} images cannot be read as cells and are left out:", *lost] if lost else []
+    if cells.unlabelled:
+        sentences.append(f"Passed over: {_some([cell_label(file) for file in cells.unlabelled], 'without a label')}.")
     cells = replace(cells, measures=measures).choose(readable)
     pixels, sizes = pixels[readable], Counter(sizes[readable].tolist())
     for value, label in CLASSES:
@@ -308,6 +349,9 @@ def verify_cells(
         sentences.append(
             f"Images of {len(sizes)} sizes, mostly {usual}. Cells are cropped at native scale: all need one magnification."
         )
+    if grey.any():
+        named = [cell_label(cells.files[row]) for row in np.flatnonzero(grey[readable])]
+        sentences.append(f"{_some(named, 'in grey')}: what is learnt from them does not hold for stained cells.")
     copies = _copies(pixels)
     groups = _join_groups(cells.groups, copies)
     return replace(cells, groups=groups), sentences + _describe_copies(cells, groups, copies)
@@ -391,9 +435,7 @@ def split_by_subject(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(cells.y_true, cells.y_true, cells.groups)):
         fold_of[held_out] = fold
-        if len(set(cells.y_true[held_out])) < 2:
-            raise DataError(f"Fold {fold} of {folds} got subjects of one class only. Use fewer folds or another seed.")
-    return fold_of
+    return _with_both_classes(cells, folds, fold_of)
 
 
 def split_by_chance(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
@@ -402,7 +444,7 @@ def split_by_chance(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
     Args:
         seed: of the draw; another seed is another division.
     Raises:
-        DataError: a class has fewer subject groups than folds.
+        DataError: a class has fewer subject groups than folds, or a fold would hold one class only.
     """
     names, index = np.unique(cells.groups, return_inverse=True)
     return _deal(cells, folds, np.random.default_rng(seed).random(len(names))[index])
@@ -416,7 +458,7 @@ def split_by_stain(cells: Cells, *, folds: int) -> np.ndarray:
     Args:
         cells: as `verify_cells` returns them.
     Raises:
-        DataError: a class has fewer subject groups than folds.
+        DataError: a class has fewer subject groups than folds, or a fold would hold one class only.
     """
     return _deal(cells, folds, cells.darkness)
 
@@ -432,7 +474,16 @@ def _deal(cells: Cells, folds: int, key: np.ndarray) -> np.ndarray:
         highest_first = np.flatnonzero(of_class)[np.argsort(-mean[of_class], kind="stable")]
         for fold, groups in enumerate(np.array_split(highest_first, folds)):
             fold_of[groups] = fold
-    return fold_of[index]
+    return _with_both_classes(cells, folds, fold_of[index])
+
+
+def _with_both_classes(cells: Cells, folds: int, fold_of: np.ndarray) -> np.ndarray:
+    for fold in range(folds):
+        if len(set(cells.y_true[fold_of == fold])) < 2:
+            raise DataError(
+                f"Fold {fold} of {folds} got cells of one class only. Use fewer folds, another seed, or other folds_by."
+            )
+    return fold_of
 
 
 def _raise_if_too_few(cells: Cells, folds: int) -> None:
@@ -558,23 +609,24 @@ def _digest(file: Path) -> str:
         return ""
 
 
-def _inspect(entry: tuple[Path, str]) -> tuple[str, str, str, list[float]]:
-    """Of a file and its digest: BLAKE2 of the pixels ("" if there are none), size, why they cannot be read, and MEASURES."""
+def _inspect(entry: tuple[Path, str]) -> tuple[str, str, str, bool, list[float]]:
+    """Of a file and its digest: BLAKE2 of the pixels ("" if there are none), size, why they cannot be read, whether they are
+    grey, and MEASURES."""
     (file, digest), nothing = entry, [0.0] * len(MEASURES)
     try:
         image = _decode(file)
     except InputError as error:
-        return "", "", str(error), nothing
+        return "", "", str(error), False, nothing
     except OSError as error:
         if digest:  # what is found now would be kept as if it were the file's
             raise DataError(f"{cell_label(file)}: {error.strerror}. {_WHEN_LOST}") from error
-        return "", "", str(ImageError(cell_label(file), f"the file cannot be read ({error.strerror}).")), nothing
+        return "", "", str(ImageError(cell_label(file), f"the file cannot be read ({error.strerror}).")), False, nothing
     quality = inspect_cell(image)
     if quality.kind == "refused":  # as it would be where cells are read
-        return "", "", str(ImageError(cell_label(file), quality.reasons[0])), nothing
+        return "", "", str(ImageError(cell_label(file), quality.reasons[0])), False, nothing
     size = "{1} × {0}".format(*image.shape)
-    measures = [round(value, 5) for value in quality.measures]
-    return hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).hexdigest(), size, "", measures
+    measures, grey = [round(value, 5) for value in quality.measures], bool((image == image[..., :1]).all())
+    return hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).hexdigest(), size, "", grey, measures
 
 
 def _in_threads(function: Callable, items: Sequence) -> Iterator:

@@ -33,7 +33,8 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
     Operating point and temperature of each fold are found as in a run.
 
     Args:
-        folders: checkpoints measured out of fold on the same cells and folds, by subject, in windows of one size.
+        folders: checkpoints measured out of fold on the same cells and folds, by subject, in windows of one size and over as
+            many rotations.
         out: folder to make, beside them.
     Raises:
         RunError: they do not fit together. CheckpointError: damaged files.
@@ -51,6 +52,11 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
             raise RunError(f"{checkpoint.path} must lie beside {out}: an ensemble names its members, it does not copy them.")
         if card.members or card.framing.crop != cards[0].framing.crop:
             raise RunError(f"{card.name} is an ensemble itself, or cuts another window than {cards[0].name}.")
+        if card.rotations != cards[0].rotations:
+            raise RunError(
+                f"{card.name} was measured over {card.rotations} rotations, {cards[0].name} over {cards[0].rotations}, and an "
+                "ensemble reads each cell over one number of them. Train both by recipes with the same rotations."
+            )
         same = all(np.array_equal(table[column], tables[0][column]) for column in ("file", "subject", "fold"))
         if not same or card.split["protocol"] != "by subject" or len(set(table["fold"])) < 2:
             raise RunError(

@@ -64,10 +64,7 @@ def _look(recipe: Recipe, data: Path, picture: Path, *, tiny: bool, measure: boo
     if not measure:
         return {"seconds": None, "sentence": "Not measured: a run holds the device."}
     step, forward, device = _time(run.recipe, framed, few)
-    seconds = sum(_seconds(recipe, cells, part, step, forward) for part in parts)
-    if recipe.refit:
-        seconds *= 1 + 1 / len(parts)
-    seconds += step * recipe.teach_epochs * _batches(recipe, cells, parts[0])
+    seconds = _seconds(recipe, cells, parts, step, forward)
     networks = len(parts) + recipe.refit
     work = f"{recipe.epochs} epochs each, {1000 * step / recipe.batch_size:.0f} ms a cell"
     if not recipe.epochs:
@@ -147,19 +144,26 @@ def _time(recipe: Recipe, framed: np.ndarray, few: Cells) -> tuple[float, float,
         began = time.perf_counter()
         logit_of.predict_on_batch(framed.astype("float32"))
         forward = (time.perf_counter() - began) / len(framed)
-        step = time_step(network, recipe, framed, few, STEPS) if recipe.epochs or recipe.teach_epochs else 0.0
+        trains = recipe.epochs + recipe.head_epochs + recipe.teach_epochs
+        step = time_step(network, recipe, framed, few, STEPS) if trains else 0.0
     return step, forward, list_devices()[0].split(":")[0].upper()
 
 
-def _seconds(recipe: Recipe, cells: Cells, part, step: float, forward: float) -> float:
-    """Of one fit: its steps, and forward passes over what is only looked at."""
-    from training.fit import CHANGED
+def _seconds(recipe: Recipe, cells: Cells, parts, step: float, forward: float) -> float:
+    """Of a run: the steps of its fits, and forward passes over what is only looked at."""
+    from training.fit import CHANGED, Part
+    from training.run import _all_rows
 
-    batches = _batches(recipe, cells, part)
-    looked = recipe.epochs * len(part.validation) + recipe.rotations * len(part.test)
-    looked += len(part.training) if recipe.probe else 0
-    looked += min(CHANGED, len(part.training)) if recipe.probe_imaging else 0
-    return step * (recipe.epochs + recipe.head_epochs) * batches + forward * looked
+    none = np.zeros(0, int)
+    fits = [*parts, *[Part(name="all", training=_all_rows(parts), validation=none, test=none)] * recipe.refit]
+    steps, looked = recipe.teach_epochs * _batches(recipe, cells, parts[0]), 0
+    if recipe.probe:  # features are of all cells, and of each fit's own network where that is grown or its head trained
+        looked = len(cells) * (len(fits) if recipe.grow_from or recipe.head_epochs else 1)
+    for part in fits:
+        steps += (recipe.epochs + recipe.head_epochs) * _batches(recipe, cells, part)
+        looked += max(1, recipe.epochs) * len(part.validation) + recipe.rotations * (len(part.validation) + len(part.test))
+        looked += min(CHANGED, len(part.training)) if recipe.probe_imaging else 0
+    return step * steps + forward * looked
 
 
 def _batches(recipe: Recipe, cells: Cells, part) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import re
@@ -264,7 +265,7 @@ def _fit_head(network, trainer, recipe: Recipe, draws, loss, report) -> None:
     for layer in backbone:
         layer.trainable = False
     with spread(recipe.devices):
-        trainer.compile(keras.optimizers.AdamW(10 * recipe.learning_rate), loss, jit_compile=XLA)
+        trainer.compile(keras.optimizers.AdamW(10.0 * recipe.learning_rate), loss, jit_compile=XLA)
     for draws.epoch in range(recipe.epochs, recipe.epochs + recipe.head_epochs):  # draws that the fit itself does not see
         with divided(recipe.devices):
             trainer.fit(draws, verbose=0, shuffle=False, callbacks=[_StopOnly(report)])
@@ -285,19 +286,22 @@ def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report, batch_si
     normalised = isinstance(embedding, keras.layers.BatchNormalization)
     features_of = keras.Model(network.inputs, embedding.input if normalised else embedding.output)
     started = time.time()
-    if report.untouched is None:  # every fold starts from the same network: its features of all cells are computed once
-        report.untouched = _features(features_of, packed, np.arange(len(packed)), batch_size, report)
-    width, changes = report.untouched.shape[1], None
+    same, features = report.untouched or ("", None)
+    if (weights := _digest(features_of)) != same:  # mostly every fold starts from one network: its features are computed once
+        report.untouched = features = None  # room for the others
+        features = _features(features_of, packed, np.arange(len(packed)), batch_size, report)
+        report.untouched = weights, features
+    width, changes = features.shape[1], None
     if recipe.probe_imaging:
         few = np.sort(np.random.default_rng(recipe.seed).permutation(rows)[:CHANGED])
         # turned as well, cells would differ by what hides the imaging: measured, docs/decisions/0013
         imaging = augmentation(replace(recipe, flip="", rotate=0, quarter_turns=False, shift=0))
-        changes = _features(features_of, packed, few, batch_size, report, imaging) - report.untouched[few]
+        changes = _features(features_of, packed, few, batch_size, report, imaging) - features[few]
     shift, variance, kernel, bias, iterations = *np.zeros((3, width), "float32"), 0.0, []
     chance = Draws(replace(recipe, sampling="subjects"), packed, cells, rows).chance
     y_true, subjects = cells.y_true[rows], cells.subjects[rows]
     for part in (parts := _kinds_of_features(embedding)):
-        columns, scale = report.untouched[rows, part], np.float32(1)  # the one copy: with many cells these are gigabytes
+        columns, scale = features[rows, part], np.float32(1)  # the one copy: with many cells these are gigabytes
         if normalised:
             shift[part] = columns.mean(0)
             columns -= shift[part]
@@ -324,14 +328,23 @@ def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report, batch_si
 
 def _features(features_of, packed, rows, batch_size: int, report, augment=()) -> np.ndarray:
     """(n, D) of the cells, each drawn once by `augment`'s layers."""
-    found = []
+    found = np.empty((len(rows), features_of.output.shape[-1]), "float32")
     for i in range(0, len(rows), batch_size):
         halt(report)
         batch = packed[rows[i : i + batch_size]]
         for layer in augment:
             batch = layer(batch, training=True)
-        found.append(features_of.predict_on_batch(keras.ops.convert_to_numpy(batch).astype("float32")))
-    return np.concatenate([keras.ops.convert_to_numpy(x) for x in found])
+        batch = keras.ops.convert_to_numpy(batch).astype("float32")
+        found[i : i + batch_size] = keras.ops.convert_to_numpy(features_of.predict_on_batch(batch))
+    return found
+
+
+def _digest(network) -> str:
+    """Of its weights: folds differ where a standardisation is set, a head trained or a network grown for each."""
+    digest = hashlib.blake2b(digest_size=16)
+    for weight in network.get_weights():
+        digest.update(weight.tobytes())
+    return digest.hexdigest()
 
 
 def _kinds_of_features(embedding) -> list[slice]:
@@ -449,7 +462,7 @@ def _schedule(recipe: Recipe, steps: int):
     if recipe.schedule == "steps":
         return schedules.ExponentialDecay(recipe.learning_rate, recipe.step_epochs * steps, 0.1, staircase=True)
     if recipe.schedule == "constant":
-        return recipe.learning_rate
+        return float(recipe.learning_rate)  # Keras takes no 1
     warmup = int(recipe.warmup_epochs * steps)
     peak = {"warmup_target": recipe.learning_rate, "warmup_steps": warmup} if warmup else {}
     start = recipe.learning_rate / 25 if warmup else recipe.learning_rate
@@ -660,15 +673,18 @@ def _standardise(network, packed, rows) -> None:
 
 @contextlib.contextmanager
 def memory_told(batch_size: int):
-    """Inside, a device's lack of memory is OutOfMemory. Each backend has its own error class; all of them say so in words."""
+    """Inside, lack of memory is OutOfMemory, be it Python's or the device's, of which each backend has its own error class; all
+    of them say so in words."""
     try:
         yield
     except OutOfMemory:
         raise
     except Exception as error:
         said = f"{type(error).__name__} {error}".lower()
-        if any(word in said for word in ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory")):
-            raise OutOfMemory(f"The device has too little memory for batches of {batch_size} cells.") from error
+        words = ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory", "memoryerror")
+        if any(word in said for word in words):
+            what = f" ({error})" if "unable to allocate" in said else ""  # NumPy's: how much, and of what shape
+            raise OutOfMemory(f"The device has too little memory for batches of {batch_size} cells{what}.") from error
         raise
 
 

@@ -57,7 +57,7 @@ def grow(
         raise RecipeError(f"Only an EfficientNetB3 can be grown from MobileNetV2. Received: {network.name}")
     rng = np.random.default_rng(recipe.seed)
     enough = int(np.clip(_CELLS * (_SIZE / packed.shape[1]) ** 2, _FEWEST, _CELLS))
-    chosen = np.sort(rng.choice(rows, enough, replace=len(rows) < enough))
+    chosen = np.sort(rng.choice(rows, min(enough, len(rows)), replace=False))
     layers, seen = augmentation(recipe), []
     for i in range(0, len(chosen), _BATCH):
         cells = packed[chosen[i : i + _BATCH]]

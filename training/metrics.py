@@ -8,6 +8,11 @@ ECE_BINS = 15
 _GRID = 801  # logits among which the operating point is sought
 
 
+def sigmoid(logit):
+    with np.errstate(over="ignore"):  # 1 / inf is the 0 that it is
+        return 1 / (1 + np.exp(-logit))
+
+
 def auroc(y_true, y_score) -> float:
     """Probability that a random ALL cell scores above a random HEM cell (ties count half); NaN with one class."""
     from scipy.stats import rankdata

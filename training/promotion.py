@@ -39,11 +39,13 @@ def check_promotable(run: str) -> Card:
     """The card of a finished run whose network may become the default.
 
     Raises:
-        RunError: not finished, no network to serve, or no figures on held-out subjects. CheckpointError: damaged files.
+        RunError: not finished, tiny, no network to serve, or no figures on held-out subjects. CheckpointError: damaged files.
     """
     found = read_run(run)
     if found.state != "finished":
         raise RunError(f"Run {run} is {found.state}. Only a finished run can be promoted.")
+    if found.told.get("tiny"):
+        raise RunError(f"Run {run} was a tiny run: it shows that all works, and its figures mean nothing. Promote a whole one.")
     card = found.card
     check_split(card)
     if not card.weights_sha256:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
 from dataclasses import dataclass, field, replace
@@ -162,6 +163,11 @@ class Recipe:
         ):
             if not getattr(self, name) >= 0:
                 raise RecipeError(f"{name} must not be below 0. Received: {name}={getattr(self, name)!r}")
+        for f in dataclasses.fields(self):
+            if f.type == "float" and not getattr(self, f.name) < math.inf:
+                raise RecipeError(f"{f.name} must be finite. Received: {f.name}={getattr(self, f.name)!r}")
+        if not self.seed < 2**32 - 2:  # augmentation draws with the next two as well
+            raise RecipeError(f"seed must be below {2**32 - 2}. Received: seed={self.seed!r}")
         for name in ("ema", "label_smoothing", "shift", "stain", "gamma", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} must lie in 0..1, below 1. Received: {name}={getattr(self, name)!r}")
@@ -198,7 +204,7 @@ class Recipe:
             raise RecipeError(f"teach_epochs needs a teacher. Received: teach_epochs={self.teach_epochs!r}, teacher=''")
         if not all(isinstance(share, int | float) for share in self.shares):
             raise RecipeError(f"shares must be numbers. Received: shares={self.shares!r}")
-        if len(self.shares) != 3 or min(self.shares) < 0 or self.shares[0] <= 0 or abs(sum(self.shares) - 1) > 1e-6:
+        if len(self.shares) != 3 or min(self.shares) < 0 or self.shares[0] <= 0 or not abs(sum(self.shares) - 1) <= 1e-6:
             raise RecipeError(f"shares must be [training, validation, test], adding up to 1. Received: shares={self.shares!r}")
         if self.protocol == "image_level" and not (self.shares[1] or self.shares[2]):
             raise RecipeError("image_level needs a share of cells for validation or test. Received: none")
@@ -207,7 +213,7 @@ class Recipe:
                 re.compile(pattern)
             except re.error as error:
                 raise RecipeError(f"rates: {pattern!r} is no regular expression ({error}).") from error
-            if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor >= 0:
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < math.inf:
                 raise RecipeError(f"rates: the factor of {pattern!r} must be a number from 0. Received: {factor!r}")
 
     @property

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 import model_zoo
+from inference.images import subject_of
 from model_zoo import Card
 from model_zoo._architecture import refresh
 from model_zoo._checkpoint import WEIGHTS, hash_weights
@@ -46,7 +47,7 @@ from training.errors import DataError, OutOfMemory, RunError, Stopped
 from training.fit import Draws, Part, append_rows, build_network, fit, halt, memory_told, predict_logit, save_arrays, split_of
 from training.growth import grow
 from training.jobs import gpus, write_json
-from training.metrics import bootstrap_metrics, fit_temperature, youden_threshold
+from training.metrics import bootstrap_metrics, fit_temperature, sigmoid, youden_threshold
 from training.recipe import Recipe, read_recipe, write_recipe
 
 SENTENCES = {
@@ -93,9 +94,11 @@ def train(
     return Run(out, recipe, Path(data), log).execute(keep_recipe, tiny)
 
 
-def resume(folder: Path, *, log: Callable[[str], None] = print) -> Card:
+def resume(folder: Path, data: Path | None = None, *, log: Callable[[str], None] = print) -> Card:
     """Go on with a run that was stopped or killed, exactly as if it had not been.
 
+    Args:
+        data: where its cells lie now, if they were moved.
     Raises:
         RunError: no run, or a finished one. DataError: the cells are no longer the ones it began with.
     """
@@ -103,7 +106,7 @@ def resume(folder: Path, *, log: Callable[[str], None] = print) -> Card:
     told = read_state(folder)
     if told["state"] == "finished":
         raise RunError(f"{folder} is finished. To train again, start its recipe with another --out.")
-    return Run(folder, read_recipe(folder / "recipe.toml"), Path(told["data"]), log).execute(None, told["tiny"])
+    return Run(folder, read_recipe(folder / "recipe.toml"), Path(data or told["data"]), log).execute(None, told["tiny"])
 
 
 def read_state(folder: Path) -> dict:
@@ -258,7 +261,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         if not (folder / "weights.npz").exists():
             rows, none = shown_unlabelled(cells, parts, self.recipe), np.zeros(0, int)
-            recipe = replace(self.recipe, epochs=self.recipe.teach_epochs, probe=0.0, head_epochs=0, patience=0)
+            recipe = lessons_of(self.recipe)
             self.log(f"lessons without labels on {len(rows):,} cells")
             self.progress(folds_total=1)  # no fold comes before or after them until they are over
             self._fit(packed, cells, Part(name="taught", training=rows, validation=none, test=none), recipe, folder)
@@ -321,6 +324,7 @@ class Run:
                 refresh(network.layers)
             if recipe.grow_from and not (folder / "last.npz").exists():
                 self.untouched = None  # of another fold's network
+                self.log(f"{part.name}: growing from {Path(recipe.grow_from).name}; this takes minutes")
                 told = grow(network, recipe, packed, part.training, pause=lambda: halt(self))
                 alike = ", ".join(f"{stage} {r:.3f}" for stage, r in told.items())
                 self.log(f"{part.name}: grown; correlation with what it grew from: {alike}")
@@ -396,6 +400,7 @@ class Run:
             if recipe.refit
             else {s for p in parts for side in (p.training, p.validation) for s in cells.subjects[side]}
         )
+        source, licence, limits = provenance(cells, self.data.name)
         return Card(
             name=self.folder.name,
             title=recipe.title,
@@ -405,7 +410,7 @@ class Run:
             positive_class="ALL",
             summary=recipe.summary,
             data={
-                "source": "C-NMC 2019 (Gupta & Gupta, The Cancer Imaging Archive, doi 10.7937/tcia.2019.dc64i46r, CC BY 3.0)",
+                "source": source,
                 "fingerprint": cells.fingerprint,
                 **{
                     side: cells.count(_mask(cells, np.concatenate([getattr(p, side) for p in parts])))
@@ -440,15 +445,9 @@ class Run:
             temperature=temperature,
             rotations=recipe.rotations,
             subjects=subject_rows(y_true, subjects, p_all >= threshold),
-            limits=[
-                "One laboratory's stain and microscope; other laboratories were not tested. Within C-NMC, networks trained on"
-                " the darker-stained half of the subjects read the lighter half markedly worse, and the other way round.",
-                "Only single, segmented cells on black at C-NMC's magnification.",
-                "Told apart: ALL blasts and healthy B-lymphoid precursors. Any other cell type is misread.",
-                "Each subject is all ALL or all HEM, so the share of blasts in a mixed sample could not be validated.",
-            ],
+            limits=limits,
             weights_sha256=hash_weights(self.folder / WEIGHTS) if served else "",
-            licence="CC BY 4.0 (weights); trained on CC BY 3.0 data",
+            licence=licence,
             versions=self._told["versions"],
         )
 
@@ -496,6 +495,12 @@ def divide(cells: Cells, recipe: Recipe) -> list[Part]:
     return parts
 
 
+def lessons_of(recipe: Recipe) -> Recipe:
+    """The lessons alone of a recipe that begins with them."""
+    no_probe = {"probe": 0.0, "probe_persons": 0.0, "probe_imaging": 0.0}
+    return replace(recipe, epochs=recipe.teach_epochs, head_epochs=0, patience=0, **no_probe)
+
+
 def shown_unlabelled(cells: Cells, parts: list[Part], recipe: Recipe) -> np.ndarray:
     """Positions of the cells that a network sees in its lessons: all that ever train it, less the folds of `teach_without`."""
     rows = np.unique(np.concatenate([rows for part in parts for rows in (part.training, part.validation)]))
@@ -506,13 +511,38 @@ def shown_unlabelled(cells: Cells, parts: list[Part], recipe: Recipe) -> np.ndar
 
 
 def _thinned(cells: Cells, each: int = 2) -> Cells:
-    """At most `each` cells a subject: enough for a run that shows that everything works."""
-    seen: dict[str, int] = {}
-    keep = np.zeros(len(cells), bool)
-    for i, subject in enumerate(cells.subjects):
-        seen[subject] = seen.get(subject, 0) + 1
-        keep[i] = seen[subject] <= each
-    return cells.choose(keep)
+    """At most `each` cells of a class of a subject: enough for a run that shows that everything works."""
+    seen, keep = Counter(), []
+    for one in zip(cells.subjects.tolist(), cells.y_true.tolist(), strict=True):
+        seen[one] += 1
+        keep.append(seen[one] <= each)
+    return cells.choose(np.array(keep))
+
+
+def provenance(cells: Cells, folder: str) -> tuple[str, str, list[str]]:
+    """Source, licence and limits for a card: C-NMC's where every cell is named as there, else what is true of any cells."""
+    official = np.zeros(len(cells), bool) if cells.preliminary is None else cells.preliminary
+    if all(subject_of(file.name) or listed for file, listed in zip(cells.files, official, strict=True)):
+        return (
+            "C-NMC 2019 (Gupta & Gupta, The Cancer Imaging Archive, doi 10.7937/tcia.2019.dc64i46r, CC BY 3.0)",
+            "CC BY 4.0 (weights); trained on CC BY 3.0 data",
+            [
+                "One laboratory's stain and microscope; other laboratories were not tested. Within C-NMC, networks trained on"
+                " the darker-stained half of the subjects read the lighter half markedly worse, and the other way round.",
+                "Only single, segmented cells on black at C-NMC's magnification.",
+                "Told apart: ALL blasts and healthy B-lymphoid precursors. Any other cell type is misread.",
+                "Each subject is all ALL or all HEM, so the share of blasts in a mixed sample could not be validated.",
+            ],
+        )
+    return (
+        folder,
+        "weights: as the laboratory decides; data: the laboratory's own",
+        [
+            "Stains and microscopes other than those of its cells were not tested.",
+            "Only single, segmented cells on black at the magnification of its cells.",
+            "Told apart: what was labelled ALL and HEM. Any other cell type is misread.",
+        ],
+    )
 
 
 ESTIMATED = "largest sensitivity + specificity, smoothed, on cells not measured; a subject weighs as the root of its cells"
@@ -582,10 +612,6 @@ def _cache() -> Path:
     return model_zoo.runs_folder() / "cache"
 
 
-def sigmoid(z):
-    return 1 / (1 + np.exp(-z))
-
-
 def _counted(n: dict[str, int]) -> str:
     """What `Cells.count` counts, in words."""
     return f"{n['all_cells']:,} ALL cells of {n['all_subjects']}, {n['hem_cells']:,} HEM cells of {n['hem_subjects']} subjects"
@@ -636,7 +662,7 @@ def write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, f
         writer.writerow(["file", "subject", "y_true", "logit", "p_all", "threshold", "fold"])
         names = name_cells(cells.files, cells.subjects)
         for row, z, p, t, k in zip(rows, logit, p_all, threshold, fold, strict=True):
-            writer.writerow([names[row], cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.6f}", t, k])
+            writer.writerow([names[row], cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.9g}", t, k])
 
 
 def _in_float32(network, recipe: Recipe):

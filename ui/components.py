@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import html
 import io
 
 import numpy as np
 import streamlit as st
 from PIL import Image
 
-from inference.__main__ import COLUMNS, MADE_BY, csv_row
+from inference.__main__ import COLUMNS, MADE_BY, csv_row, inert
 from inference.cells import CellResult, probability
 from inference.engine import Engine
 from inference.patients import PatientSummary, carries_weight, summarize_patient
@@ -46,19 +47,15 @@ def tested_on(card: Card, who: str = "patients") -> str:
 
 def choose_checkpoint(label: str = "Network") -> Card:
     """Select box of bundled checkpoints; a change has the case scored again."""
-    case, cards = state.case(), resources.cards()
-    names = [card.name for card in cards]
     name = st.selectbox(
         label,
-        names,
-        index=names.index(case.checkpoint),
+        [card.name for card in resources.cards()],
         format_func=lambda n: (
             f"{resources.card(n).title} · AUROC {resources.card(n).metrics['auroc'][0]:.2f} "
             f"on {tested_on(resources.card(n), 'subjects')}"
         ),
+        **state.network_box(),
     )
-    if name != case.checkpoint:
-        case.switch(name, case.rotations, first=state.selected())
     return resources.card(name)
 
 
@@ -86,16 +83,12 @@ def sizes_in_words(cards: list[Card]) -> str:
 
 def choose_rotations(card: Card) -> None:
     """Check box: average each cell over 8 rotations; a change has the case scored again."""
-    case = state.case()
-    before = (case.rotations or card.rotations) == 8
-    averaged = st.checkbox(
+    st.checkbox(
         "Average over 8 rotations: slower, steadier",
-        value=before,
         help="The network reads every cell eight times, turned by 45° each time, and the mean of its logits counts "
         "(paper 002). Takes eight times as long.",
+        **state.rotations_box(card.rotations),
     )
-    if averaged != before:
-        case.switch(case.checkpoint, 8 if averaged else 1, first=state.selected())
     rotations_remark()
 
 
@@ -116,7 +109,8 @@ def how_it_reads() -> None:
             "Several cells, a folder, or a ZIP; subfolders and C-NMC names become patients.",
             "What you get": "P(ALL) of every cell, sorted in a gallery. For each patient the share of cells called ALL, "
             "with its interval and a careful answer. A CSV of it all. Click a cell to see where the network looked.",
-            "What stays here": "Images are read on this machine and go nowhere else. They are deleted when the case is closed. "
+            "What stays here": "Images are read on this machine and go nowhere else. They are deleted by New case, and within "
+            "minutes after this tab is closed. "
             "Files that are no segmented cell are refused, with the reason.",
         }.items(),
         strict=True,
@@ -138,7 +132,7 @@ def pick_cell() -> CellResult:
     """The open cell, with a way to the next; stops the page when there is none."""
     case = state.case()
     if case.waiting:
-        case.advance()
+        case.advance(first=state.selected_number())
     cell = state.selected()
     if cell is None:
         no_cell_yet()
@@ -208,7 +202,7 @@ def patient_card(name: str, patient: Patient, card: Card) -> None:
             plot.plotly_chart(
                 figures.strip(
                     [c.p_all for c in patient.cells],
-                    [f"{c.file.rpartition('/')[2]}<br>P(ALL) {probability(c.p_all)}" for c in patient.cells],
+                    [f"{html.escape(c.file.rpartition('/')[2])}<br>P(ALL) {probability(c.p_all)}" for c in patient.cells],
                     card.threshold,
                 ),
                 key=f"strip {name}",
@@ -231,7 +225,7 @@ def patient_table(patients: dict[str, Patient], card: Card) -> None:
         summary = summarize(patient, card)
         rows.append(
             {
-                "patient": name,
+                "patient": inert(name),
                 "answer": answer(patient, summary),
                 "cells": len(patient.cells),
                 "called ALL": 100 * summary.fraction if summary else None,
@@ -284,7 +278,8 @@ def cell_table(results: list[CellResult]) -> None:
     import pandas as pd  # here: it takes a third of a second that the first screen need not wait for
 
     table = pd.DataFrame(
-        [(r.file, r.patient, r.p_all, r.call, r.note) for r in results], columns=["file", "patient", "P(ALL)", "call", "note"]
+        [(inert(r.file), inert(r.patient), r.p_all, r.call, inert(r.note)) for r in results],
+        columns=["file", "patient", "P(ALL)", "call", "note"],
     )
     if len(table) <= 2000:  # a column of texts would not sort by number; styling takes a second for 15,000 rows
         table = table.style.format({"P(ALL)": lambda p: probability(p, digits=3)}, na_rep="")

@@ -14,8 +14,10 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import numpy as np
 import streamlit as st
 from filelock import FileLock, Timeout
 from PIL import Image
+from streamlit import runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from inference.cells import CellResult, score_files
@@ -34,6 +37,7 @@ from ui import resources
 WINDOW = 450  # px kept of a cell: C-NMC's own canvas, so that any checkpoint's framing can be cut from it
 THUMB = 112
 _TURN_SECONDS = 1.2  # how long one script run scores before the screen is drawn again
+_GONE_SECONDS = 150  # after which a tab that was closed cannot come back: Streamlit keeps its session for two minutes
 _PREFIX = "blastoscope-case-"  # of the folders below that hold windows
 
 
@@ -41,12 +45,13 @@ _PREFIX = "blastoscope-case-"  # of the folders below that hold windows
 class Kept:
     """What stays of a scored cell: a small picture in memory (a data URL), the window at native scale on disk.
 
-    `number` counts the cells in order of arrival.
+    `number` counts the cells in order of arrival; `digest` is the window's SHA-256: the same picture in another format has it.
     """
 
     number: int
     thumb: str
     file: Path
+    digest: bytes
 
     def window(self) -> np.ndarray:
         """uint8 (450, 450, 3), the cell centred at native scale."""
@@ -94,19 +99,24 @@ def _windows_folder() -> Path:
 class Case:
     """The cells of one session, and what is still to be scored.
 
-    The folder of windows is deleted with the session; nothing else of an upload outlives its scoring.
+    The folder of windows is deleted some minutes after the session's tab was closed; nothing else of an upload outlives its
+    scoring.
     """
 
     checkpoint: str
     rotations: int | None = None  # None: as many as the card was measured with
     synthetic: bool = False
     results: list[CellResult] = field(default_factory=list)
-    queue: deque[tuple[str, Source]] = field(default_factory=deque)  # with the patient
+    queue: deque[tuple[str, Source, str]] = field(default_factory=deque)  # with the patient before and the upload behind
     rescoring: deque[CellResult] = field(default_factory=deque)
     seen: set[str] = field(default_factory=set)
-    counted: dict[bytes, str] = field(default_factory=dict)  # SHA-256 of each scored picture's bytes -> its file
-    folder: tempfile.TemporaryDirectory = field(default_factory=lambda: tempfile.TemporaryDirectory(dir=_windows_folder()))
+    counted: dict[bytes, str] = field(default_factory=dict)  # digest of each kept cell -> its file
+    joined: set[str] = field(default_factory=set)  # patients to whom a later upload added cells
+    folder: tempfile.TemporaryDirectory = field(
+        default_factory=lambda: tempfile.TemporaryDirectory(dir=_windows_folder(), ignore_cleanup_errors=True)
+    )
     windows: itertools.count = field(default_factory=itertools.count)
+    numbers: itertools.count = field(default_factory=itertools.count)
     warmed: bool = False
     # A click starts a new script run while the old one may still be scoring: one at a time touches the lists below.
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -141,7 +151,7 @@ class Case:
             patients[result.patient].cells.append(result)
         for result in self.refused:
             patients.setdefault(result.patient, Patient()).refused += 1
-        for name, n in Counter([*(r.patient for r in rescoring), *(name for name, _ in queue)]).items():
+        for name, n in Counter([*(r.patient for r in rescoring), *(name for name, *_ in queue)]).items():
             patients.setdefault(name, Patient()).waiting = n
         return patients
 
@@ -150,7 +160,23 @@ class Case:
         with self.lock:
             fresh = [u for u in uploads if u.file_id not in self.seen]
             self.seen.update(u.file_id for u in fresh)
-            self._enqueue(open_files((u.name, _reader(u)) for u in fresh))
+            before = set(self.by_patient()) if not self.queue else set()  # while one is read, more of it may arrive
+            for upload in fresh:
+                self._enqueue(open_files([(upload.name, _reader(upload))]), upload.file_id)
+            self.joined |= before & {patient for patient, *_ in self.queue}
+
+    def take_out(self, uploads: set[str]) -> None:
+        """Forget what came in these uploads, read or not."""
+        with self.lock:
+            self.seen -= uploads
+            self.queue = deque(entry for entry in self.queue if entry[-1] not in uploads)
+            for result in (*self.results, *self.rescoring):
+                if result.upload in uploads and result.kept:
+                    del self.counted[result.kept.digest]
+                    result.kept.file.unlink(missing_ok=True)
+            self.results = [r for r in self.results if r.upload not in uploads]
+            self.rescoring = deque(r for r in self.rescoring if r.upload not in uploads)
+            self.joined &= set(self.by_patient())
 
     def add_demo(self) -> None:
         cells = [pair for patient in resources.demo().values() for pair in patient]
@@ -158,63 +184,60 @@ class Case:
             self.synthetic = True
             self._enqueue(open_files((name, lambda d=data: d) for name, data in cells))
 
-    def _enqueue(self, sources: Iterator[Source]) -> None:
-        self.queue.extend((patient_of(source.name), source) for source in sources)
+    def _enqueue(self, sources: Iterator[Source], upload: str = "") -> None:
+        self.queue.extend((patient_of(source.name), source, upload) for source in sources)
 
     def engine(self) -> Engine:
         """What scores these cells."""
         return resources.engine(self.checkpoint, self.rotations)
 
-    def switch(self, checkpoint: str, rotations: int | None, *, first: CellResult | None) -> None:
-        """Have every kept cell scored again, by another checkpoint or over other rotations, the open one first."""
+    def switch(self, checkpoint: str, rotations: int | None) -> None:
+        """Have every kept cell scored again, by another checkpoint or over other rotations."""
         with self.lock:
             self.checkpoint, self.rotations = checkpoint, rotations
-            self.rescoring.extend(sorted(self.scored, key=lambda r: r is not first))
+            self.rescoring.extend(self.scored)
             self.results = self.refused
 
-    def advance(self) -> None:
-        """Score what waits for about a second, on every core."""
+    def advance(self, first: int | None = None) -> None:
+        """Score what waits for about a second, on every core; the cell of that number first."""
         self.engine()  # loads it where that is still to be done: not within the second
-        end = time.monotonic() + _TURN_SECONDS
         with self.lock:
             engine = self.engine()  # again: a click may have switched it while this run waited
+            self.rescoring = deque(sorted(self.rescoring, key=lambda r: (_arrival(r) != first, _arrival(r))))
+            end = time.monotonic() + _TURN_SECONDS  # from here: whoever waited for the lock has its turn, too
             while self.rescoring and time.monotonic() < end:
-                with _next(self.rescoring, max(WORKERS, 32 // engine.rotations)) as part:
-                    framed = np.stack([frame_cell(r.kept.window(), engine.card.framing) for r in part])
-                    p_all = engine.predict(framed)[0].tolist()
-                    self.results += [replace(r, p_all=p, call=engine.call(p)) for r, p in zip(part, p_all, strict=True)]
+                with _next(self.rescoring, max(WORKERS, 32 // engine.rotations)) as part, ThreadPoolExecutor(WORKERS) as pool:
+                    self.results += pool.map(lambda r: self._score_again(r, engine), part)
             while self.queue and time.monotonic() < end:
                 with _next(self.queue, max(WORKERS, 16 // engine.rotations)) as part:
-                    self.results += self._score([source for _, source in part], engine)
+                    rows = self._score([source for _, source, _ in part], engine)
+                    self.results += [replace(row, upload=upload) for row, (*_, upload) in zip(rows, part, strict=True)]
 
     def _score(self, sources: list[Source], engine: Engine) -> list[CellResult]:
         """A row each, in order. A picture that was counted before, or that could not be kept, is a refused one."""
-        hashes: dict[int, bytes] = {}
-
-        def hashing(place: int, source: Source) -> Source:
-            def read() -> bytes:
-                data = source.read()
-                hashes[place] = hashlib.sha256(data).digest()
-                return data
-
-            return Source(name=source.name, read=read)
-
         rows = []
-        hashed = [hashing(place, source) for place, source in enumerate(sources)]
-        for place, row in enumerate(score_files(hashed, engine, keep=self._keep)):
+        for row in score_files(sources, engine, keep=self._keep):
             if row.p_all is None:
                 pass
             elif isinstance(row.kept, OSError):
                 reason = row.kept.strerror or row.kept
                 row = _refuse(row, f"it could not be kept ({reason}). Make room on this machine's disk, and add it again.")
-            elif hashes[place] in self.counted:
+            elif row.kept.digest in self.counted:
                 row.kept.file.unlink(missing_ok=True)
-                row = _refuse(row, f"The same picture as {self.counted[hashes[place]]}: counted once.")
+                row = _refuse(row, f"The same picture as {self.counted[row.kept.digest]}: counted once.")
             else:
-                row = replace(row, kept=replace(row.kept, number=len(self.counted)))
-                self.counted[hashes[place]] = row.file
+                row = replace(row, kept=replace(row.kept, number=next(self.numbers)))
+                self.counted[row.kept.digest] = row.file
             rows.append(row)
         return rows
+
+    def _score_again(self, result: CellResult, engine: Engine) -> CellResult:
+        try:
+            p_all, _ = engine.predict(frame_cell(result.kept.window(), engine.card.framing)[None])
+        except Exception as error:  # its window is gone, no memory: the others go on
+            self.counted.pop(result.kept.digest, None)
+            return _refuse(result, f"it could not be read again ({type(error).__name__}). Add it once more.")
+        return result.read_by(engine, float(p_all[0]))
 
     def close(self) -> None:
         """Forget everything, the windows on disk too."""
@@ -226,7 +249,8 @@ class Case:
 
     def _keep(self, image: np.ndarray, box: tuple) -> Kept | OSError:
         """Several threads do this at once, so that the number of the cell is given later; an error is handed on as it is."""
-        window = Image.fromarray(crop_cell(image, WINDOW, box=box))
+        pixels = crop_cell(image, WINDOW, box=box)
+        window = Image.fromarray(pixels)
         file = Path(self.folder.name) / f"{next(self.windows)}.png"
         try:
             window.save(file, compress_level=1, compress_type=3)  # run lengths: a quarter smaller, as quick
@@ -237,7 +261,8 @@ class Case:
         small = window.crop((edge, edge, WINDOW - edge, WINDOW - edge)).resize((THUMB, THUMB), Image.Resampling.BILINEAR)
         buffer = io.BytesIO()
         small.save(buffer, "WEBP", quality=85, method=2)
-        return Kept(number=-1, thumb=f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}", file=file)
+        thumb = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return Kept(number=-1, thumb=thumb, file=file, digest=hashlib.sha256(pixels).digest())
 
 
 @contextlib.contextmanager
@@ -273,13 +298,46 @@ def _reader(upload):
     return read
 
 
+_open: weakref.WeakValueDictionary[str, Case] = weakref.WeakValueDictionary()  # by session
+
+
+def _begin(new: Case) -> None:
+    st.session_state["case"] = new
+    if runtime.exists():
+        _open[get_script_run_ctx().session_id] = new
+        _watch_tabs()
+
+
+@functools.cache
+def _watch_tabs() -> None:
+    """Close cases some minutes after their tabs: Streamlit itself forgets a session only when another one ends."""
+
+    def watch():
+        since: dict[str, float] = {}
+        while True:
+            time.sleep(30)
+            _close_gone(runtime.get_instance().is_active_session, since, time.monotonic())
+
+    threading.Thread(target=watch, daemon=True, name="tabs").start()
+
+
+def _close_gone(is_active: Callable[[str], bool], since: dict[str, float], now: float) -> None:
+    """`since`: when each session that has no tab was first found so."""
+    for session, found in list(_open.items()):
+        if is_active(session):
+            since.pop(session, None)
+        elif now - since.setdefault(session, now) > _GONE_SECONDS:
+            found.close()
+            del _open[session], since[session]
+
+
 def case() -> Case:
     """This session's case; an empty one at first. Where its network was taken back, the default reads it again."""
     if "case" not in st.session_state:
-        st.session_state["case"] = Case(checkpoint=resources.cards()[0].name)
+        _begin(Case(checkpoint=resources.cards()[0].name))
     found = st.session_state["case"]
     if found.checkpoint not in [card.name for card in resources.cards()]:
-        found.switch(resources.cards()[0].name, found.rotations, first=None)
+        found.switch(resources.cards()[0].name, found.rotations)
     return found
 
 
@@ -287,14 +345,46 @@ def new_case() -> None:
     """Forget every cell, and the uploads with them."""
     old = case()
     old.close()
-    st.session_state["case"] = Case(checkpoint=old.checkpoint, rotations=old.rotations)
-    st.session_state["uploads"] = upload_generation() + 1
+    _begin(Case(checkpoint=old.checkpoint, rotations=old.rotations))
+    _renew_uploader()
     st.session_state.pop("selected", None)
 
 
-def upload_generation() -> int:
-    """Part of the uploaders' keys: a new one empties them."""
-    return st.session_state.get("uploads", 0)
+def enter(page: str) -> None:
+    """Note which page is drawn."""
+    if st.session_state.get("page") != page:
+        st.session_state["page"] = page
+        _renew_uploader()
+
+
+def ways_box(ways: Sequence[str]) -> dict:
+    """Arguments of the control that chooses how to add cells."""
+    return keep("way", ways) | {"on_change": _renew_uploader}
+
+
+def uploader_box() -> dict:
+    """Arguments of the uploader. A file that is taken out of its list leaves the case, too.
+
+    Whatever draws the uploader anew gives it another key: an old list must not be taken for one that lost its files.
+    """
+    key = f"uploader {st.session_state.get('uploads', 0)}"
+    remember("listed", key, _listed(key))
+
+    def changed():
+        before, now = remembered("listed", key), _listed(key)
+        if before is not None and now < before:
+            case().take_out(before - now)
+
+    return {"key": key, "on_change": changed}
+
+
+def _listed(key: str) -> set[str]:
+    """Ids of the uploads in the list, also of those that were read and given back."""
+    return {upload.file_id for upload in st.session_state.get(key) or ()}
+
+
+def _renew_uploader() -> None:
+    st.session_state["uploads"] = st.session_state.get("uploads", 0) + 1
 
 
 def select(number: int) -> None:
@@ -314,8 +404,30 @@ def open_in_box(number: int) -> dict:
 def selected() -> CellResult | None:
     """The chosen cell, else the first scored one, else None."""
     cells = case().scored
-    number = st.session_state.get("selected")
-    return next((r for r in cells if r.kept.number == number), cells[0] if cells else None)
+    return next((r for r in cells if r.kept.number == selected_number()), cells[0] if cells else None)
+
+
+def selected_number() -> int | None:
+    """`Kept.number` of the chosen cell, which may still wait to be scored again; None before one is chosen."""
+    return st.session_state.get("selected")
+
+
+def network_box() -> dict:
+    """Arguments of the box that shows the case's network; a change has the case scored again.
+
+    As of `open_in_box`: with a key it stays one box while what it shows changes, or every second choice would be lost.
+    """
+    st.session_state["network"] = case().checkpoint
+    return {"key": "network", "on_change": lambda: case().switch(st.session_state["network"], case().rotations)}
+
+
+def rotations_box(measured: int) -> dict:
+    """As `network_box`, of the box that shows whether cells are averaged over 8 rotations; `measured` is what the card was."""
+    st.session_state["averaged"] = (case().rotations or measured) == 8
+    return {
+        "key": "averaged",
+        "on_change": lambda: case().switch(case().checkpoint, 8 if st.session_state["averaged"] else 1),
+    }
 
 
 def keep(key: str, options: Sequence) -> dict:
@@ -337,7 +449,7 @@ def follow_default() -> None:
     resources.systems.clear()
     found, default = case(), resources.cards()[0].name
     if found.checkpoint != default:
-        found.switch(default, found.rotations, first=selected())
+        found.switch(default, found.rotations)
 
 
 def remember(what: str, of, value) -> None:

@@ -66,25 +66,26 @@ def choose_data() -> tuple[Path, Cells] | None:
         picture, names = resources.sample_sheet(str(folder))
         st.image(picture, width="stretch", alt=f"sample cells: {', '.join(names)}")
         st.caption("Above ALL, below HEM; each of another subject, at one scale.")
-        _verify(str(folder), cells)
+        _verify(str(folder))
         return folder, cells
     return None
 
 
-def _verify(folder: str, cells: Cells) -> None:
-    if (found := state.remembered("verified", folder)) is None:
-        if not st.button(
-            "Check every picture", help="Unreadable files, sizes, and pictures that occur twice. A run does it, too."
-        ):
-            return
+def _verify(folder: str) -> None:
+    found = state.remembered("verified", folder)
+    label = "Check every picture" if found is None else "Check again"
+    if st.button(label, help="Unreadable files, sizes, and pictures that occur twice. A run does it, too."):
+        resources.cells.clear()  # files may have come or gone
         bar = st.progress(0.0, text="Checking")
         _, found = verify_cells(
-            cells,
+            resources.cells(folder),
             cache=runs_folder() / "cache",
             progress=lambda done, of: bar.progress(done / of, text=f"Checking {done:,} of {of:,} pictures"),
         )
         state.remember("verified", folder, found)
         st.rerun()
+    if found is None:
+        return
     if not found:
         st.caption("Every picture was checked: all can be read, none occurs under two subjects.")
         return

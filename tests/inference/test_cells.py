@@ -7,6 +7,7 @@ import pytest
 from inference.cells import score_file, score_files
 from inference.engine import WORKERS
 from inference.images import decode_image, frame_cell
+from inference.patients import carries_weight
 from inference.sources import Source, open_files
 
 
@@ -51,6 +52,30 @@ def test_notes_of_decoding_and_gate_are_both_told(draw_cell, encode, tiny_engine
     data = encode(draw_cell(centre=(60, 225)), "PNG")
     row = score_file(Source(name="cell.bmp", read=lambda: data), tiny_engine)
     assert "PNG" in row.note and "edge" in row.note and row.p_all is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "note"),
+    [("cell.jfif", "JPEG", ""), ("cell.dib", "BMP", ""), ("cell", "PNG", ""), ("cell.png", "BMP", "the content is BMP")],
+)
+def test_a_file_without_or_with_an_uncommon_suffix_is_no_matter(name, kind, note, draw_cell, encode, tiny_engine):
+    data = encode(draw_cell(), kind)
+    row = score_file(Source(name=name, read=lambda: data), tiny_engine)
+    assert note in row.note and ("the content is" in row.note) == bool(note)
+    assert not carries_weight(row.note)
+
+
+def test_an_error_of_any_kind_is_a_row_and_the_rest_goes_on(files, tiny_engine):
+    good = [file for file in files if "cell" in file[0]]
+
+    def read():
+        raise MemoryError
+
+    rows = list(score_files([*sources(good[:2]), Source(name="P3/large.png", read=read), *sources(good[2:])], tiny_engine))
+    assert [(row.file, row.note) for row in rows if row.p_all is None] == [
+        ("P3/large.png", "it could not be scored (MemoryError). Add it again.")
+    ]
+    assert len(rows) == len(good) + 1
 
 
 def test_keep_sees_the_decoded_cell_and_only_of_scored_files(files, tiny_engine):

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 
 from inference.errors import ArchiveError, ImageError, InputError
+from inference.images import patient_of
 from inference.sources import MAX_ENTRIES, open_files, open_paths
 
 
@@ -53,8 +54,9 @@ def test_path_out_of_the_zip_is_refused_and_the_rest_is_read(evil):
     assert "outside" in sentence
 
 
-def test_two_dots_inside_a_name_are_no_way_out():
-    assert read_all(pack([("a..b.png", b"1")])) == {"P7/a..b.png": b"1"}
+@pytest.mark.parametrize("name", ["a..b.png", "P1:a.png", "P:a.png"])
+def test_dots_and_colons_inside_a_name_are_no_way_out(name):
+    assert read_all(pack([(name, b"1")])) == {f"P7/{name}": b"1"}
 
 
 def test_zip_in_a_zip_is_not_opened():
@@ -152,8 +154,22 @@ def test_folder_is_walked_in_name_order_with_the_folders_in_the_names(tmp_path):
         (tmp_path / "case" / name).write_bytes(name.encode())
     (tmp_path / "case" / "p3.zip").write_bytes(pack([("d.png", b"4")]))
     found = {s.name: s.read() for s in open_paths([tmp_path / "case"])}
-    assert list(found) == ["case/p1/c.png", "case/p2/a.png", "case/p2/b.png", "p3/d.png"]
+    assert list(found) == ["case/p1/c.png", "case/p2/a.png", "case/p2/b.png", "case/p3/d.png"]
     assert found["case/p2/a.png"] == b"p2/a.png"
+
+
+def test_zips_and_folders_of_one_name_stay_apart(tmp_path):
+    """Each patient's `cells`, in a folder of her own, however they are given."""
+    for patient in ("Anna", "Berta"):
+        (tmp_path / "study" / patient / "cells").mkdir(parents=True)
+        (tmp_path / "study" / patient / "cells.zip").write_bytes(pack([("1.png", b"1")]))
+        (tmp_path / "study" / patient / "cells" / "2.png").write_bytes(b"2")
+    found = {patient_of(s.name) for s in open_paths([tmp_path / "study"])}
+    assert found == {"study / Anna / cells", "study / Berta / cells"}
+    for given in ("cells.zip", "cells", "cells/2.png"):
+        found = {patient_of(s.name) for s in open_paths(tmp_path / "study" / patient / given for patient in ("Anna", "Berta"))}
+        assert found == {"Anna / cells", "Berta / cells"}
+    assert [s.name for s in open_paths([tmp_path / "study" / "Anna" / "cells" / "2.png"])] == ["2.png"]
 
 
 def test_links_are_not_followed_out_of_the_folder(tmp_path):

@@ -1,5 +1,6 @@
 """What is promised of every bundled checkpoint, on real cells."""
 
+import csv
 import functools
 
 import numpy as np
@@ -12,7 +13,7 @@ from model_zoo import Card, default_checkpoint, find_checkpoint, list_checkpoint
 from model_zoo._checkpoint import BUNDLED, weights_files
 from training.compare import read_predictions
 from training.data import index_cells
-from training.metrics import bootstrap_metrics
+from training.metrics import bootstrap_metrics, roc_points
 from training.recipe import read_recipe
 from training.run import divide
 
@@ -82,15 +83,17 @@ def test_runtime_and_keras_give_one_probability(name, real_cells):
 @every
 def test_predictions_are_the_temperature_scaled_logits(name):
     """Each fold has a temperature of its own; the only fold of a network has the card's."""
-    table, card = predictions(name), loaded(name).card
-    for fold in set(table["fold"]):
-        mine = (table["fold"] == fold) & (np.abs(table["logit"]) > 0.5)
-        p_all, logit = table["p_all"][mine], table["logit"][mine]
-        sure = (p_all > 1e-3) & (p_all < 1 - 1e-3)  # rounded to six digits
-        temperatures = logit[sure] / np.log(p_all[sure] / (1 - p_all[sure]))
-        np.testing.assert_allclose(temperatures, np.median(temperatures), rtol=2e-2)
-        if card.training["networks"] == 1:
-            assert np.median(temperatures) == pytest.approx(card.temperature, rel=1e-3)
+    with (find_checkpoint(name).path / "predictions.csv").open(newline="") as file:
+        rounded = [float(row["p_all"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(predictions(name)["p_all"], rounded, atol=1e-6)
+
+
+@pytest.mark.parametrize("folder", sorted(f.parent for f in BUNDLED.glob("*/predictions.csv")), ids=lambda f: f.name)
+def test_the_area_under_the_drawn_roc_is_the_cards(folder):
+    """Also of a saturated network, whose P(ALL) a few digits do not tell apart."""
+    table = read_predictions(folder)
+    area = np.trapezoid(*roc_points(table["y_true"], table["p_all"])[::-1])
+    assert area == pytest.approx(Card.read(folder / "card.json").metrics["auroc"][0], abs=2e-3)
 
 
 @every

@@ -1,5 +1,6 @@
 """Every page, run by Streamlit's own test harness on real cells and on bad ones."""
 
+import copy
 import io
 import os
 import re
@@ -7,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -310,6 +313,86 @@ def test_the_same_picture_counts_once_and_the_second_says_so(case, drop):
     assert {name: (len(p.cells), p.refused) for name, p in case.by_patient().items()} == {"A": (3, 1), "B": (0, 1)}
 
 
+def test_the_same_picture_in_another_format_counts_once(case, draw_cell, encode):
+    files = [(f"A/1.{kind}", encode(draw_cell(1), kind)) for kind in ("PNG", "BMP", "TIFF")]
+    case._enqueue(open_files((name, lambda d=data: d) for name, data in files))
+    case.advance()
+    assert [row.file for row in case.scored] == ["A/1.PNG"] and len(case.refused) == 2
+
+
+def test_the_open_cell_is_read_first_however_often_the_network_changes(case, drop):
+    drop(case, *(f"A/{i}.png" for i in range(6)))
+    case.advance()
+    case.switch("tiny", None)
+    case.results.append(case.rescoring.popleft())  # as when a second change comes before all are read again
+    case.switch("tiny", 8)
+    case.advance(first=4)
+    assert [row.kept.number for row in case.results] == [4, 0, 1, 2, 3, 5]
+
+
+def test_what_cannot_be_read_again_is_a_refused_row_and_the_rest_goes_on(case, drop):
+    drop(case, *(f"A/{i}.png" for i in range(6)))
+    case.advance()
+    case.scored[2].kept.file.unlink()
+    case.switch("tiny", None)
+    case.advance()
+    assert len(case.scored) == 5 and case.by_patient()["A"].refused == 1
+    assert [(row.file, row.note) for row in case.refused] == [
+        ("A/2.png", "it could not be read again (FileNotFoundError). Add it once more.")
+    ]
+    drop(case, "A/2.png")
+    case.advance()
+    assert sorted(row.kept.number for row in case.scored) == [0, 1, 3, 4, 5, 6]
+
+
+def test_notes_are_those_of_the_network_that_reads_the_cells(case, drop, tiny_engine, make_card, usual):
+    drop(case, "A/1.png", "A/2.png")
+    case.advance()
+    assert [row.note for row in case.scored] == ["", ""]
+    known = copy.copy(tiny_engine)
+    far = {name: {of: [1e6, 2e6] for of in ranges} for name, ranges in usual.items()}
+    known.card = replace(tiny_engine.card, data=tiny_engine.card.data | {"usual": far})
+    for engine, note in ((known, "smaller than the training cells"), (tiny_engine, "")):
+        resources.engine = lambda name, rotations, engine=engine: engine  # as the fixture does, which takes it back
+        case.switch("tiny", None)
+        case.advance()
+        assert all((note in row.note) if note else not row.note for row in case.scored)
+
+
+def test_what_an_upload_brought_can_be_taken_out_again(case, encode, draw_cell):
+    def add(*uploads):
+        cells = {i: encode(draw_cell(i), "PNG") for i in uploads}
+        case.add_uploads(
+            [SimpleNamespace(name=f"A/{i}.png", file_id=str(i), getvalue=lambda d=data: d) for i, data in cells.items()]
+        )
+
+    add(1, 2, 3)
+    case.advance()
+    case.switch("tiny", None)
+    case.advance()
+    add(4, 5)
+    case.take_out({"2", "5"})
+    case.advance()
+    assert [row.file for row in case.scored] == ["A/1.png", "A/3.png", "A/4.png"] and case.waiting == 0
+    assert len(list(Path(case.folder.name).iterdir())) == 3
+    add(2)
+    case.advance()
+    assert [row.file for row in case.scored][-1] == "A/2.png" and not case.refused
+
+
+def test_cells_that_join_a_patient_who_was_there_are_told(case, drop):
+    def add(name):
+        case.add_uploads([SimpleNamespace(name=name, file_id=name, getvalue=lambda: b"")])
+        while case.waiting:
+            case.advance()
+
+    add("A/1.png")
+    add("B/1.png")
+    assert not case.joined
+    add("A/2.png")
+    assert case.joined == {"A"}
+
+
 def test_cells_that_cannot_be_kept_are_refused_rows(case, drop):
     drop(case, "A/1.png")
     case.advance()
@@ -329,10 +412,10 @@ def test_cells_and_patients_keep_their_order_when_another_network_reads_them(cas
     drop(case, *names)
     assert [(name, p.waiting) for name, p in case.by_patient().items()] == [("C", 2), ("A", 2), ("B", 2)]
     case.advance()
-    case.switch("tiny", 8, first=case.scored[4])
+    case.switch("tiny", 8)
     assert [(name, len(p.cells), p.waiting) for name, p in case.by_patient().items()] == [(n, 0, 2) for n in "CAB"]
     while case.waiting:
-        case.advance()
+        case.advance(first=4)
     assert [row.file for row in case.results] != names and [row.file for row in case.scored] == names
     assert list(case.by_patient()) == ["C", "A", "B"] and case.rotations == 8
 
@@ -355,6 +438,40 @@ def test_windows_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([living, strange, mine])
     apps[1].kill()
     apps[1].wait()
+
+
+def test_every_choice_of_a_network_and_of_rotations_counts(app, cells):
+    averaged = [box(app.checkbox, "Average").set_value(value).run().checkbox[0].value for value in (True, False, True, False)]
+    assert averaged == [True, False, True, False]
+    upload(app, cells[:3])
+    app.switch_page("pages/explain.py").run()
+    for name in ("mobilenet_v2", "allnet_pooled", "mobilenet_v2_pyramid", "allnet_pooled"):
+        box(app.selectbox, "Network").set_value(name).run()
+        assert not app.exception
+        assert box(app.selectbox, "Network").value == name == app.session_state["case"].checkpoint
+        called = app.session_state["case"].scored[0].call
+        assert box(app.segmented_control, "Show what").value == called and f"Called **{called}**" in words(app)
+
+
+def test_a_patient_may_have_any_name(app, cells):
+    names = ["All patients", "=1+1"]
+    upload(app, [(f"{names[i // 2]}/{i}.webp", data, mime) for i, (_, data, mime) in enumerate(cells[:4])])
+    assert set(app.dataframe[-1].value["patient"]) == {"All patients", "'=1+1"}
+    box(app.selectbox, "Patient").set_value("All patients").run()
+    assert set(app.dataframe[-1].value["patient"]) == {"All patients"}
+    assert [line for line in words(app).splitlines() if line.startswith("#####")] == ["##### Patient: All patients"]
+
+
+def test_cells_go_when_their_tab_has_been_closed_for_long(case, drop, monkeypatch):
+    monkeypatch.setattr(state, "_open", {"here": case})
+    drop(case, "A/1.png")
+    case.advance()
+    since = {}
+    for active, now in ((True, 0), (False, 100), (False, 240), (True, 300), (False, 400), (False, 540)):
+        state._close_gone(lambda session, active=active: active, since, now)
+        assert case.scored and Path(case.folder.name).exists()
+    state._close_gone(lambda session: False, since, 560)
+    assert not case.total and not Path(case.folder.name).exists() and not state._open
 
 
 def test_choices_survive_another_page(app, cells):

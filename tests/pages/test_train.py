@@ -128,6 +128,9 @@ def test_every_picture_is_checked_on_request(page, drawn_cells, runs, tmp_path, 
     shown = words(app).replace("\\", "")
     assert "1 of 42 images cannot be read as cells" in shown and "share 1 picture" in shown
     assert not [b for b in app.button if b.label == "Check every picture"]
+    (tmp_path / "data" / "all" / "UID_99_1_1_all.png").unlink()
+    shown = words(click(app, "Check again"))
+    assert "cannot be read" not in shown and "share 1 picture" in shown.replace("\\", "")
 
 
 def test_a_run_is_started_watched_stopped_and_finished_here(page, wait_for):

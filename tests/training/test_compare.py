@@ -11,6 +11,7 @@ from model_zoo import Card, load_checkpoint
 from training.__main__ import main
 from training.compare import compare, evaluate, read_predictions, shared_cells
 from training.errors import DataError, RunError
+from training.metrics import auroc
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def shelf(tiny_checkpoint, tmp_path):
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "subject", "y_true", "logit", "p_all"])
-            writer.writerows([f, f.split("_")[1], y, 0.0, p] for f, p, y in zip(files, p_all, y_true, strict=True))
+            for f, p, y in zip(files, np.asarray(p_all), y_true, strict=True):
+                writer.writerow([f, f.split("_")[1], y, card.temperature * np.log(p / (1 - p)), f"{p:.6f}"])
         return folder
 
     return make
@@ -49,7 +51,7 @@ def test_evaluate_leaves_out_subjects_that_trained_it(shelf, data, tmp_path):
 
 def test_evaluate_refuses_where_nothing_is_unseen(shelf, data, tiny_checkpoint):
     everyone = [f"{h}{i}" for h in ("", "H") for i in range(20, 30)] + ["99"]
-    with pytest.raises(DataError, match="trained on every subject"):
+    with pytest.raises(DataError, match="has the id of one that trained"):
         evaluate(shelf("all", everyone), data)
     with pytest.raises(DataError, match="does not say which subjects"):
         evaluate(tiny_checkpoint, data)
@@ -60,9 +62,23 @@ def test_evaluate_leaves_out_whoever_shares_pictures_even_if_that_subject_is_els
         if "UID_20_" not in file.name:
             (tmp_path / "cells" / file.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(file, tmp_path / "cells" / file.parent.name)
-    assert "subjects that trained it, or share pictures with one that did: 21\n" in evaluate(
-        shelf("net", ["20"]), tmp_path / "cells"
-    )
+    said = evaluate(shelf("net", ["20"]), tmp_path / "cells")
+    assert "of 1 subjects with the id of one that trained it, or that shares pictures with such: 21. " in said
+
+
+def test_nobody_is_left_out_by_name_where_the_subjects_are_said_to_be_other_people(shelf, data, capsys):
+    everyone = [f"{h}{i}" for h in ("", "H") for i in range(20, 30)] + ["99"]
+    folder = shelf("net", everyone)
+    assert main(["evaluate", str(folder), "--data", str(data), "--other-people"]) == 0
+    said = capsys.readouterr().out
+    assert "'all_subjects': 10, 'all_cells': 20, 'hem_subjects': 10, 'hem_cells': 20" in said and "left out" not in said
+    assert said.startswith("said to be other people than those that trained it, though they have their ids: 20, 21")
+
+
+def test_figures_that_cannot_be_kept_are_not_measured(shelf, data, tmp_path, capsys):
+    gone = tmp_path / "missing" / "x.csv"
+    assert main(["evaluate", str(shelf("net")), "--data", str(data), "--out", str(gone)]) == 2
+    assert f"{gone.parent} is no folder" in capsys.readouterr().err
 
 
 def test_evaluate_says_that_nothing_could_be_read(shelf, tmp_path):
@@ -82,7 +98,8 @@ def test_compare_measures_the_difference_on_shared_cells(shelf):
     a = shelf("a", files=files[:-1], p_all=bad[:-1], y_true=y_true[:-1])
     b = shelf("b", files=files[::-1], p_all=good[::-1], y_true=y_true[::-1])
     shared = shared_cells(a, b)
-    assert len(shared["y_true"]) == 11 and (shared["p_b"] == np.where(shared["y_true"] == 1, 0.9, 0.1)).all()
+    assert len(shared["y_true"]) == 11
+    np.testing.assert_allclose(shared["p_b"], np.where(shared["y_true"] == 1, 0.9, 0.1))
     said = compare([a, b])
     assert "b minus a on 11 shared held-out cells" in said and "auroc                +0.500 (+0.500 to +0.500)" in said
     c = shelf("c", files=["UID_9_1_1_all.bmp"], p_all=[0.5], y_true=[1])
@@ -94,7 +111,23 @@ def test_cells_of_one_name_in_two_folders_are_two(shelf):
     a = shelf("a", files=files, p_all=[0.1, 0.2, 0.3], y_true=[1, 1, 0])
     b = shelf("b", files=[f.replace(".bmp", ".png") for f in files[::-1]], p_all=[0.3, 0.2, 0.1], y_true=[0, 1, 1])
     shared = shared_cells(a, b)
-    assert sorted(shared["p_a"]) == [0.1, 0.2, 0.3] and (shared["p_a"] == shared["p_b"]).all()
+    assert sorted(shared["p_a"]) == pytest.approx([0.1, 0.2, 0.3]) and (shared["p_a"] == shared["p_b"]).all()
+
+
+def test_a_saturated_networks_cells_keep_their_order(shelf):
+    """Rounded, every P(ALL) of these would be 1."""
+    files = [f"UID_{s}_1_1_{'hem' if s.startswith('H') else 'all'}.bmp" for s in ("1", "2", "H1", "H2")]
+    sure = shelf("sure", files=files, p_all=1 - np.array([1e-12, 1e-11, 1e-10, 1e-9]), y_true=[1, 1, 0, 0])
+    table = read_predictions(sure)
+    assert auroc(table["y_true"], table["p_all"]) == 1
+
+
+def test_each_fold_is_read_at_its_own_temperature(shelf):
+    folder, temperatures = shelf("net"), {"fold_0": 0.4321, "fold_1": 2.5}
+    rows = [(fold, z, 1 / (1 + np.exp(-z / t))) for fold, t in temperatures.items() for z in (-30.0, -0.1, 1.5, 40.0)]
+    lines = [f"UID_{i}_1_1_all.bmp,{i},1,{z},{p:.6f},{fold}" for i, (fold, z, p) in enumerate(rows)]
+    (folder / "predictions.csv").write_text("\n".join(["file,subject,y_true,logit,p_all,fold", *lines]))
+    np.testing.assert_allclose(read_predictions(folder)["p_all"], [p for *_, p in rows], rtol=1e-12)
 
 
 def test_folder_without_predictions_is_told(tmp_path, tiny_checkpoint, capsys):
@@ -102,6 +135,13 @@ def test_folder_without_predictions_is_told(tmp_path, tiny_checkpoint, capsys):
         read_predictions(tmp_path)
     assert main(["compare", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_run_that_has_not_finished_is_not_compared(shelf, capsys):
+    begun = shelf("begun")
+    (begun / "card.json").rename(begun / "run.json")
+    assert main(["compare", str(shelf("net")), str(begun)]) == 2
+    assert f"The run in {begun} has not finished" in capsys.readouterr().err
 
 
 def test_evaluate_command(shelf, data, capsys):

@@ -122,6 +122,26 @@ def test_other_pictures_and_litter_are_left_out(tmp_path, picture):
     assert len(index_cells(root)) == 2
 
 
+def test_links_to_folders_are_followed_and_may_form_a_ring(tmp_path, picture):
+    root = lay(tmp_path / "data", picture, "fold_0/all/UID_1_1_1_all.png")
+    elsewhere = lay(tmp_path / "disk", picture, "fold_1/hem/UID_H1_1_1_hem.png") / "fold_1"
+    for link, target in (("fold_1", elsewhere), ("again", elsewhere), ("a", root / "fold_0"), ("fold_0/up", root)):
+        (root / link).symlink_to(target)
+    (elsewhere / "back").symlink_to(tmp_path)
+    files = [str(file.relative_to(root)) for file in index_cells(root).files]
+    assert files == ["again/hem/UID_H1_1_1_hem.png", "fold_0/all/UID_1_1_1_all.png"]
+
+
+def test_images_without_a_label_are_said_and_those_deeper_in_a_labels_folder_have_one(tmp_path, picture):
+    names = ["all/UID_1_1_1_all.png", "hem/healthy/day 2/UID_H1_1_1_hem.png", "all/9/c.png", "other/cat.png", "dog.png"]
+    root = lay(tmp_path / "all", picture, *names)  # the root's own name labels nothing
+    (root / "subjects.csv").write_text("file,subject\nc.png,9\n")
+    cells = index_cells(root)
+    assert rows(cells) == [("c.png", 1, "9"), ("UID_1_1_1_all.png", 1, "1"), ("UID_H1_1_1_hem.png", 0, "H1")]
+    sentences = verify_cells(cells.choose(cells.subjects != "9"), cache=tmp_path / "cache")[1]
+    assert "Passed over: 2 images without a label (first: all/dog.png)." in sentences
+
+
 def test_what_cannot_be_trained_on_is_told(tmp_path, picture):
     with pytest.raises(DataError, match="no folder"):
         index_cells(tmp_path / "nowhere")
@@ -222,6 +242,18 @@ def test_darkness_is_of_the_cell_alone(tmp_path, encode):
 def test_too_few_subjects_are_told(split):
     with pytest.raises(DataError, match=r"5 folds need at least 5 groups of HEM.*Received: 4"):
         split(made_up([3] * 9, [30] * 4), folds=5)
+
+
+@pytest.mark.parametrize("split", [partial(split_by_chance, seed=0), split_by_stain])
+def test_folds_of_one_class_are_told(split):
+    """Every person has ALL cells, three have one HEM cell each: these count as ALL, wherever the HEM cells come to lie."""
+    subjects = np.repeat([f"{i}" for i in range(9)], 3)
+    y_true, darkness = np.ones(27, int), np.repeat(np.arange(9.0)[::-1], 3)
+    y_true[[0, 3, 6]] = 0
+    cells = Cells(files=[Path("x")] * 27, y_true=y_true, subjects=subjects, groups=subjects)
+    cells = replace(cells, measures=np.repeat(darkness[:, None], len(MEASURES), axis=1))
+    with pytest.raises(DataError, match=r"Fold \d of 3 got cells of one class only"):
+        split(cells, folds=3)
 
 
 def test_split_of_the_real_cells(data_root):
@@ -326,6 +358,23 @@ def test_labels_that_do_not_match_the_preliminary_images(tmp_path, picture, tabl
         index_cells(lay_official(tmp_path, picture, *more, table=table))
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_tables_may_come_from_excel(tmp_path, picture, mark):
+    """Where the comma is the decimal sign it writes semicolons; and a mark at the beginning."""
+    root = lay_official(tmp_path, picture, "new/all/a.png", table=mark + OFFICIAL.replace(",", ";"))
+    (root / "subjects.csv").write_text(f"{mark}file;subject\na.png;7, twin\n", "utf-8")
+    cells = index_cells(root)
+    assert cells.preliminary.sum() == 2 and set(cells.subjects) == {"1", "H1", "57", "H49", "7, TWIN"}
+
+
+def test_labels_of_a_folder_that_lack_a_column_are_told(tmp_path, picture):
+    root = lay_official(tmp_path, picture, table=OFFICIAL.replace("new_names", "names"))
+    with pytest.raises(DataError, match=rf"{PRELIMINARY}_labels\.csv needs.*Patient_ID,new_names.*Received: Patient_ID, names"):
+        index_cells(root)
+    (root / f"{PRELIMINARY}_labels.csv").rename(root / "fold_0" / "all_labels.csv")  # of a folder that needs none
+    assert len(index_cells(root)) == 2
+
+
 def test_labels_without_their_images_are_passed_over(tmp_path, picture):
     root = lay_official(tmp_path, picture)
     for file in (root / PRELIMINARY).iterdir():
@@ -392,6 +441,13 @@ def test_table_of_subjects_that_does_not_match(tmp_path, picture, table, message
     (root / "subjects.csv").write_text(table)
     with pytest.raises(DataError, match=message):
         index_cells(root)
+
+
+def test_names_with_umlauts_are_found_however_a_disk_spells_them(tmp_path, picture):
+    composed, apart = "B\u00e4rbel", "Ba\u0308rbel"
+    root = lay(tmp_path, picture, f"all/{apart}_1.png", f"all/{composed}_2.png", "hem/UID_H1_1_1_hem.png")
+    (root / "subjects.csv").write_text(f"file,subject\n{composed}_1.png,{composed}\nall/{apart}_2.png,{apart}\n", "utf-8")
+    assert index_cells(root).subjects.tolist() == [composed.upper()] * 2 + ["H1"]
 
 
 @pytest.fixture(scope="module")
@@ -473,6 +529,15 @@ def test_images_of_several_sizes_are_told(tmp_path, pictures, picture):
     lay(root, picture, "UID_H2_1_1_hem.png")
     (sentence,) = verify_cells(index_cells(root), cache=tmp_path / "cache")[1]
     assert "Images of 2 sizes, mostly 40 × 40 (2), 120 × 120 (1)." in sentence
+
+
+def test_grey_images_are_counted(tmp_path, pictures, encode):
+    root = lay_pictures(tmp_path / "data", pictures, {"UID_1_1_1_all.png": 0, "UID_H1_1_1_hem.png": 1})
+    grey = Image.fromarray(decode_image(pictures[2], name="x")[0]).convert("L")
+    for name, form in (("UID_2_1_1_all.png", grey), ("UID_H2_1_1_hem.png", grey.rotate(90).convert("RGB"))):
+        (root / name).write_bytes(encode(form, "PNG"))
+    (sentence,) = verify_cells(index_cells(root), cache=tmp_path / "cache")[1]
+    assert sentence.startswith("2 images in grey (first: data/UID_2_1_1_all.png): ")
 
 
 y, x = np.mgrid[:24, :24]

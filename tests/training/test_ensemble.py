@@ -148,7 +148,8 @@ def test_averaged_maps_count_by_area():
     [
         (lambda shelf: predict(shelf / "two", 1, folds=("fold_0", "fold_2", "fold_1")), "same cells in the same folds"),
         (lambda shelf: predict(shelf / "two", 1, folds=("fold_0",) * 3), "same cells in the same folds"),
-        (lambda shelf: change(shelf / "two", crop=400), "cuts another window"),
+        (lambda shelf: change(shelf / "two", framing={"crop": 400, "size": 64}), "cuts another window"),
+        (lambda shelf: change(shelf / "two", rotations=8), "over 8 rotations, one over 1"),
         (lambda shelf: (shelf / "two" / "predictions.csv").unlink(), "no held-out predictions"),
     ],
 )
@@ -159,10 +160,9 @@ def test_networks_that_do_not_fit_together_are_refused(spoil, named, shelf, caps
     assert named in capsys.readouterr().err and not (shelf / "both").exists()
 
 
-def change(folder, *, crop):
-    fields = json.loads((folder / "card.json").read_text())
-    fields["framing"]["crop"] = crop
-    (folder / "card.json").write_text(json.dumps(fields))
+def change(folder, **fields):
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | fields))
 
 
 def test_it_lies_beside_its_members_and_overwrites_nothing(shelf, tmp_path):

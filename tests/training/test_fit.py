@@ -15,7 +15,7 @@ import pytest
 from model_zoo import find_architecture, load_checkpoint
 from training.data import Cells, index_cells, pack_cells, verify_cells
 from training.errors import OutOfMemory, Stopped
-from training.fit import Draws, Part, _freeze, _optimizer, _standardise, _StopOnly, _Watch, fit, predict_logit
+from training.fit import Draws, Part, _freeze, _optimizer, _standardise, _StopOnly, _Watch, fit, memory_told, predict_logit
 from training.recipe import Recipe, read_recipe
 from training.run import Run, train
 
@@ -285,6 +285,29 @@ def test_probe_is_the_logistic_regression_on_the_embeddings(ready, tmp_path):
     assert report.rows[0]["epoch"] == 0
 
 
+@pytest.mark.parametrize("lines, standardised", [([], False), ([], True), (["head_epochs = 1"], False)])
+def test_a_folds_probe_knows_nothing_of_the_fold_before(lines, standardised, ready, tmp_path):
+    """Features are kept from fold to fold only while they are those of the same network."""
+    _, recipe, packed, cells, part = ready("probe = 0.1", "epochs = 0", *lines)
+    other = Part(name="fold_1", training=part.test, validation=part.training, test=part.validation)
+
+    def logit(part, report):
+        keras.utils.set_random_seed(0)
+        cell = keras.Input(packed.shape[1:], name="cell")
+        x = keras.layers.Normalization(name="standardise")(cell) if standardised else keras.layers.Rescaling(1 / 255)(cell)
+        x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, activation="relu")(x))
+        x = keras.layers.Dense(4, name="embedding")(x)
+        network = keras.Model(cell, keras.layers.Dense(1, name="logit")(x))
+        fit(network, recipe, packed, cells, part, tmp_path, report)
+        return predict_logit(network, packed, np.arange(len(cells)), batch_size=8)
+
+    report = Report()
+    logit(part, report)
+    kept = report.untouched
+    np.testing.assert_array_equal(logit(other, report), logit(other, Report()))
+    assert (report.untouched is kept) == (not standardised and not lines)
+
+
 def test_kinds_of_features_are_probed_apart_and_averaged(ready, tmp_path):
     from sklearn.linear_model import LogisticRegression
 
@@ -355,6 +378,12 @@ def test_a_last_batch_that_is_not_full_reads_alike(ready):
     np.testing.assert_allclose(found[64], found[1], atol=1e-4)
 
 
+def test_a_whole_number_is_a_learning_rate():
+    for schedule in ("constant", "cosine"):
+        recipe = Recipe(**PLAIN | {"learning_rate": 1}, batch_size=8, schedule=schedule)
+        assert float(_optimizer(recipe, 1, {}, keras.Sequential(), 1).learning_rate) == 1
+
+
 def test_no_callback_makes_keras_wait_for_the_device_after_each_batch():
     """For one of these it would: a GPU then has nothing to do until the next batch was drawn."""
     for name in ("on_batch_end", "on_train_batch_end"):
@@ -392,6 +421,15 @@ def test_short_memory_is_told_apart_from_other_errors(ready, tmp_path, monkeypat
     report = Report()
     fit(network, recipe, packed, cells, part, tmp_path, report, split_batch=2)
     assert len(report.rows) == recipe.epochs
+
+
+def test_short_memory_of_the_machine_is_told_with_how_much_was_wanted():
+    with pytest.raises(OutOfMemory, match=r"batches of 8 cells \(Unable to allocate .* with shape .*\)\.$"), memory_told(8):
+        np.empty((1 << 20, 1 << 30))
+    with pytest.raises(OutOfMemory, match=r"batches of 8 cells\.$"), memory_told(8):
+        raise MemoryError
+    with pytest.raises(ZeroDivisionError), memory_told(8):
+        _ = 1 / 0
 
 
 def test_split_batches_sum_to_the_whole_ones_step():

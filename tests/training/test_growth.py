@@ -71,6 +71,16 @@ def test_batch_norms_hold_the_statistics_of_the_cells_it_grew_on(grown, packed):
     assert np.abs(gap).mean() < 0.5
 
 
+def test_no_cell_is_looked_at_twice(packed, start, monkeypatch):
+    seen = []
+    monkeypatch.setattr("training.growth._Growth.run", lambda growth: seen.extend(growth.old.max((1, 2, 3))))
+    monkeypatch.setattr("training.growth.augmentation", lambda recipe: [])
+    cells = np.arange(1, 41, dtype="uint8").reshape(40, 1, 1, 1) * np.ones((1, SIZE, SIZE, 3), "uint8")
+    network = model_zoo.find_architecture("efficientnet_b3.pooled").build(input_size=SIZE)
+    grow(network, recipe_of(start), cells, np.arange(5, 15))
+    assert seen == list(range(6, 16))
+
+
 @pytest.mark.parametrize("form", ["pooled", "turned"])
 def test_the_pooled_forms_grow_as_far_as_they_go(grown, start, packed, form):
     network = model_zoo.find_architecture(f"efficientnet_b3.{form}").build(input_size=SIZE)

@@ -353,6 +353,12 @@ def test_what_says_nothing_of_unseen_persons_is_not_promoted(change, told, first
         promotion.promote("first")
 
 
+def test_a_tiny_run_is_not_promoted(first):
+    (first / "run.json").write_text(json.dumps(json.loads((first / "run.json").read_text()) | {"tiny": True}))
+    with pytest.raises(RunError, match="was a tiny run"):
+        promotion.promote("first")
+
+
 def test_unfinished_and_altered_runs_are_not_promoted(first):
     with (first / "model.onnx").open("ab") as file:
         file.write(b"x")
@@ -371,7 +377,7 @@ def test_networks_are_compared_on_the_cells_both_held_out(first, runs):
     with (runs / "second" / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:  # the second knows every cell
-        row["p_all"] = "0.99" if row["y_true"] == "1" else "0.01"
+        row["logit"] = "9" if row["y_true"] == "1" else "-9"
     with (runs / "second" / "predictions.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

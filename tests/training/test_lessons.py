@@ -13,8 +13,9 @@ from training.__main__ import main
 from training.data import index_cells, split_by_subject
 from training.errors import RecipeError
 from training.lessons import lesson_gap
-from training.recipe import make_recipe, write_recipe
-from training.run import divide, shown_unlabelled
+from training.recipe import make_recipe, read_recipe, write_recipe
+from training.results import RECIPES
+from training.run import divide, lessons_of, shown_unlabelled
 
 # A network with one lesson at stride 8 and one, by unpadded convolutions, that loses its rim.
 STUDENT = """
@@ -48,6 +49,7 @@ ARCHITECTURE = Architecture(
 """
 LESSONS = {"architecture": "taught_student", "title": "Student", "summary": "For tests.", "crop": 200, "input_size": 64}
 LESSONS |= {"epochs": 0, "probe": 1e-3, "teach_epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "folds": 3, "seed": 1}
+LESSONS |= {"stain": 0.1, "probe_persons": 1.0, "probe_imaging": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +152,16 @@ def test_pictures_of_the_left_out_folds_are_not_shown(data):
     assert set(fold_of[shown]) == {0, 2} and len(shown) == (fold_of != 1).sum()
     one = make_recipe(LESSONS | MORE | {"teacher": "x", "teach_without": [], "test_folds": [2]})
     assert set(fold_of[shown_unlabelled(cells, divide(cells, one), one)]) == {0, 1}  # a fold that nothing trains on
+
+
+SHIPPED = [file for file in sorted(RECIPES.glob("*.toml")) if "teach_epochs" in file.read_text()]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_lessons_of_a_shipped_recipe_can_be_taught_alone(file):
+    recipe = read_recipe(file)
+    taught = lessons_of(recipe)
+    assert taught.epochs == recipe.teach_epochs and not taught.probe
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,9 @@ def test_recipe_is_frozen():
         ({"test_folds": [0, 0]}, "each fold once"),
         ({"shares": ["a", "b", "c"]}, "shares must be numbers"),
         ({"seed": -1}, "seed must not be below 0"),
+        ({"seed": 5_000_000_000}, "seed must be below 4294967294.*seed=5000000000"),
+        *[({name: math.inf}, f"{name} must be finite.*{name}=inf") for name in ("learning_rate", "blur", "probe")],
+        ({"shares": [math.nan, 0.5, 0.5]}, "adding up to 1"),
         ({"subject_power": math.nan}, "subject_power must not be below 0"),
         ({"folds_by": "stains"}, "folds_by must be one of 'cells', 'chance', 'stain'"),
         ({"folds_by": "stain", "protocol": "image_level"}, "folds_by names folds"),
@@ -119,7 +122,8 @@ def test_what_is_written_reads_as_the_same_recipe(tmp_path_factory, settings):
 
 
 @pytest.mark.parametrize(
-    "rates, told", [({"[": 1}, "no regular expression"), ({"a": -1}, "a number from 0"), ({"a": "b"}, "number")]
+    "rates, told",
+    [({"[": 1}, "no regular expression"), *[({"a": factor}, "a number from 0") for factor in (-1, "b", math.inf, math.nan)]],
 )
 def test_rates_are_checked(rates, told):
     with pytest.raises(RecipeError, match=told):

@@ -177,16 +177,17 @@ def test_runs_that_fail_are_named_and_the_others_go_on(data, write_recipe_file, 
 
 
 @pytest.fixture
-def put(tiny, tmp_path):
+def put(tiny, tmp_path, make_card):
     """put(name, seed, fold, p_all, called=): a finished run that held out four cells of four subjects, two of them ALL."""
 
     def put(name: str, seed: int, fold: int, p_all, *, threshold=0.5, state="finished") -> Planned:
         folder = tmp_path / f"{name}_{seed}_{fold}"
         folder.mkdir()
         (folder / "run.json").write_text(json.dumps({"state": state}))
+        make_card(temperature=1.0).write(folder / "card.json")
         rows = ["file,subject,y_true,logit,p_all,threshold,fold"]
         for i, p in enumerate(p_all):
-            rows.append(f"UID_{fold}{i}.png,{fold}{i},{int(i < 2)},0,{p},{threshold},fold_{fold}")
+            rows.append(f"UID_{fold}{i}.png,{fold}{i},{int(i < 2)},{np.log(p / (1 - p))},{p},{threshold},fold_{fold}")
         (folder / "predictions.csv").write_text("\n".join(rows) + "\n")
         return Planned(name=name, recipe=read_recipe(tiny).__class__(**vars(read_recipe(tiny)) | {"seed": seed}), folder=folder)
 
