@@ -58,10 +58,10 @@ def open_paths(paths: Iterable[Path], *, skip: Path | None = None) -> Iterator[S
         paths: files and folders.
         skip: a file inside them that is no input, as the table being written.
     """
-    paths = list(paths)
-    above = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
+    paths = [Path(os.path.abspath(path)) for path in paths]  # without "..", and links as they are called
+    above = os.path.commonpath([path.parent for path in paths]) if paths else ""
     for path in paths:
-        name = path.absolute().relative_to(above)
+        name = path.relative_to(above)
         if path.is_dir():
             top, skipped = path.resolve(), skip and skip.resolve()
             real = ((p, p.resolve()) for p in sorted(path.rglob("*")) if p.is_file())

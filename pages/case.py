@@ -68,9 +68,8 @@ with people:
     shown = ""  # no patient's name
     if len(patients) > 1:
         options = [shown, *patients]
-        shown = st.selectbox(
-            "Patient", options, format_func=lambda name: name or "All patients", **state.keep("patient", options)
-        )
+        everyone = "All patients" if "All patients" not in patients else "All of them"
+        shown = st.selectbox("Patient", options, format_func=lambda name: name or everyone, **state.keep("patient", options))
     for patient in [shown] if shown in patients else list(patients) if len(patients) <= CARDS else []:
         components.patient_card(patient, patients[patient], card)
 

@@ -20,11 +20,11 @@ import numpy as np
 
 from inference.errors import ImageError, InputError
 from inference.gate import MEASURES, inspect_cell
-from inference.images import clean_name, decode_image, frame_cell, subject_of
+from inference.images import SUFFIXES, clean_name, decode_image, frame_cell, subject_of
 from model_zoo import FrameSpec
 from training.errors import DataError, RecipeError
 
-IMAGE_SUFFIXES = {".bmp", ".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".webp", *SUFFIXES}
 SUBJECTS_FILE = "subjects.csv"
 # The official set holds the same picture under several subjects: each group stays on one side of a split.
 SHARED_PICTURES = [{"20", "21"}, {"51", "75", "78"}, {"H2", "H4", "H5", "H6"}, {"H10", "H3"}]
@@ -100,7 +100,7 @@ class Cells:
 def index_cells(root: Path) -> Cells:
     """Index a folder of labelled cells by names and tables; no picture is opened. Links to folders are followed.
 
-    Understands any tree whose images lie below folders `all` and `hem` (TCIA `fold_*/{all,hem}`, Kaggle
+    Understands any tree whose images lie in folders `all` and `hem` (TCIA `fold_*/{all,hem}`, Kaggle
     `training_data/fold_*/{all,hem}`, plain `{all,hem}`), names ending `_all` / `_hem`, and the preliminary test
     set (`<folder>_labels.csv` with Patient_ID and new_names, beside its images or beside their folder; the final
     test set repeats the same new names, unlabelled). Subjects come from file names, or from `subjects.csv` in `root`
@@ -117,11 +117,12 @@ def index_cells(root: Path) -> Cells:
     inside = _walk(root)
     files = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("._") and p.is_file()]
     tables = [p for p in inside if p.match("*labels*.csv")]
-    listed, renamed = _read_subjects(root, files), _read_label_files(root, files, tables)
+    listed = _read_subjects(root, files)
+    renamed = _read_label_files([file for file in files if file not in listed], files, tables)
     rows, named, nameless, unlabelled = [], set(), [], []
     for file in files:
         official = renamed.get(file, file.name)
-        subject, label = listed.get(file, (None, _label_of(official, file.relative_to(root))))
+        subject, label = listed.get(file, (None, _label_of(official, file)))
         if label is None:
             unlabelled.append(file)
             continue
@@ -164,14 +165,15 @@ def _walk(root: Path) -> list[Path]:
                 inside.clear()
                 continue
             seen.add(real)
+            inside[:] = [name for name in inside if name != "__MACOSX"]  # as where cells are read
             found += [Path(folder, name) for name in names]
             tops += [link for name in sorted(inside) if (link := Path(folder, name)).is_symlink()]
     return sorted(found)
 
 
 def _label_of(official: str, file: Path) -> int | None:
-    """What its name says, else the nearest folder; `file` is relative to the folder of all cells."""
-    for text in (Path(official).stem.lower().rpartition("_")[2], *(folder.name.lower() for folder in file.parents)):
+    """What its name says, else its folder."""
+    for text in (Path(official).stem.lower().rpartition("_")[2], file.parent.name.lower()):
         if text in ("all", "hem"):
             return int(text == "all")
     return None
@@ -193,7 +195,7 @@ def _columns(rows: list[dict]) -> str:
     return ", ".join(map(str, rows[0])) if rows else "no rows"
 
 
-def _read_label_files(root: Path, files: list[Path], tables: list[Path]) -> dict[Path, str]:
+def _read_label_files(unlisted: list[Path], files: list[Path], tables: list[Path]) -> dict[Path, str]:
     """Image -> official name, from every preliminary-phase labels CSV. One without its images is passed over.
 
     Raises:
@@ -207,13 +209,12 @@ def _read_label_files(root: Path, files: list[Path], tables: list[Path]) -> dict
     for table in tables:
         official, rows, of = {}, _read_table(table), table.stem.removesuffix("_labels")
         if not rows or not rows[0].keys() >= {"Patient_ID", "new_names"}:
-            named = (file for folder, inside in folders.items() if folder.name == of for file in inside.values())
-            if any(_label_of(file.name, file.relative_to(root)) is None for file in named):
+            if any(file.parent.name == of and _label_of(file.name, file) is None for file in unlisted):
                 raise DataError(f"{table} needs the columns Patient_ID,new_names and labels. Received: {_columns(rows)}")
             continue
         for row in rows:
             name = official[Path(row["new_names"]).stem] = row["Patient_ID"]
-            label = _label_of(name, table.relative_to(root))
+            label = _label_of(name, table)
             if subject_of(name) is None or row.get("labels", str(label)) != str(label):
                 raise DataError(
                     f"{table}: Patient_ID {name!r} and labels {row.get('labels')!r} do not fit. Expected "
@@ -262,7 +263,7 @@ def _read_subjects(root: Path, files: list[Path]) -> dict[Path, tuple[str, int]]
     listed: dict[Path, tuple[str, int]] = {}
     for line, (name, row) in enumerate(zip(names, rows, strict=True), 2):
         file, subject, given = by_name[name], row["subject"].strip(), row.get("label", "").strip().lower()
-        told = _label_of(file.name, file.relative_to(root))
+        told = _label_of(file.name, file)
         label = {"all": 1, "1": 1, "hem": 0, "0": 0, "": told}.get(given)
         if not subject:
             wrong = "the subject is empty"
@@ -338,7 +339,8 @@ def verify_cells(
     lost = reasons[~readable].tolist()
     sentences = [f"{len(lost):,} of {len(cells):,} images cannot be read as cells and are left out:", *lost] if lost else []
     if cells.unlabelled:
-        sentences.append(f"Passed over: {_some([cell_label(file) for file in cells.unlabelled], 'without a label')}.")
+        passed = _some([cell_label(file) for file in cells.unlabelled], "without a label")
+        sentences.append(f"Passed over: {passed}. Its folder's name (all or hem), its own or subjects.csv would tell it.")
     cells = replace(cells, measures=measures).choose(readable)
     pixels, sizes = pixels[readable], Counter(sizes[readable].tolist())
     for value, label in CLASSES:

@@ -673,18 +673,18 @@ def _standardise(network, packed, rows) -> None:
 
 @contextlib.contextmanager
 def memory_told(batch_size: int):
-    """Inside, lack of memory is OutOfMemory, be it Python's or the device's, of which each backend has its own error class; all
-    of them say so in words."""
+    """Inside, a device's lack of memory is OutOfMemory. Each backend has its own error class; all of them say so in words.
+
+    Not the machine's own: smaller batches would not help there, and what was trained is kept.
+    """
     try:
         yield
     except OutOfMemory:
         raise
     except Exception as error:
         said = f"{type(error).__name__} {error}".lower()
-        words = ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory", "memoryerror")
-        if any(word in said for word in words):
-            what = f" ({error})" if "unable to allocate" in said else ""  # NumPy's: how much, and of what shape
-            raise OutOfMemory(f"The device has too little memory for batches of {batch_size} cells{what}.") from error
+        if any(word in said for word in ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory")):
+            raise OutOfMemory(f"The device has too little memory for batches of {batch_size} cells.") from error
         raise
 
 

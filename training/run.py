@@ -520,12 +520,16 @@ def _thinned(cells: Cells, each: int = 2) -> Cells:
 
 
 def provenance(cells: Cells, folder: str) -> tuple[str, str, list[str]]:
-    """Source, licence and limits for a card: C-NMC's where every cell is named as there, else what is true of any cells."""
+    """Source, licence and limits for a card: C-NMC's where cells are named as there, else what is true of any cells."""
     official = np.zeros(len(cells), bool) if cells.preliminary is None else cells.preliminary
-    if all(subject_of(file.name) or listed for file, listed in zip(cells.files, official, strict=True)):
+    named = [bool(subject_of(file.name)) or listed for file, listed in zip(cells.files, official, strict=True)]
+    if any(named):
+        others = "" if all(named) else f", and cells of {folder}"
         return (
-            "C-NMC 2019 (Gupta & Gupta, The Cancer Imaging Archive, doi 10.7937/tcia.2019.dc64i46r, CC BY 3.0)",
-            "CC BY 4.0 (weights); trained on CC BY 3.0 data",
+            f"C-NMC 2019 (Gupta & Gupta, The Cancer Imaging Archive, doi 10.7937/tcia.2019.dc64i46r, CC BY 3.0){others}",
+            "weights: as the laboratory decides; data: partly CC BY 3.0"
+            if others
+            else "CC BY 4.0 (weights); trained on CC BY 3.0 data",
             [
                 "One laboratory's stain and microscope; other laboratories were not tested. Within C-NMC, networks trained on"
                 " the darker-stained half of the subjects read the lighter half markedly worse, and the other way round.",

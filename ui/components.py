@@ -6,6 +6,7 @@ import contextlib
 import csv
 import html
 import io
+from collections import Counter
 
 import numpy as np
 import streamlit as st
@@ -137,10 +138,12 @@ def pick_cell() -> CellResult:
     if cell is None:
         no_cell_yet()
     cells = {c.kept.number: c for c in sorted(case.scored, key=lambda c: -c.p_all)}
+    labels = {n: f"{probability(c.p_all)}  {c.file}" for n, c in cells.items()}
+    times = Counter(labels.values())  # a box takes options with one label for one
     chosen = st.selectbox(
         "Cell, by falling P(ALL)",
         list(cells),
-        format_func=lambda n: f"{probability(cells[n].p_all)}  {cells[n].file}",
+        format_func=lambda n: labels[n] if times[labels[n]] == 1 else f"{labels[n]}  ({n + 1})",
         **state.open_in_box(cell.kept.number),
     )
     if case.waiting:

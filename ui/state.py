@@ -37,7 +37,7 @@ from ui import resources
 WINDOW = 450  # px kept of a cell: C-NMC's own canvas, so that any checkpoint's framing can be cut from it
 THUMB = 112
 _TURN_SECONDS = 1.2  # how long one script run scores before the screen is drawn again
-_GONE_SECONDS = 150  # after which a tab that was closed cannot come back: Streamlit keeps its session for two minutes
+_SAME = "The same picture as {}: counted once."
 _PREFIX = "blastoscope-case-"  # of the folders below that hold windows
 
 
@@ -111,7 +111,8 @@ class Case:
     rescoring: deque[CellResult] = field(default_factory=deque)
     seen: set[str] = field(default_factory=set)
     counted: dict[bytes, str] = field(default_factory=dict)  # digest of each kept cell -> its file
-    joined: set[str] = field(default_factory=set)  # patients to whom a later upload added cells
+    batches: dict[str, int] = field(default_factory=dict)  # upload -> which it was of those that came while none was read
+    held: list = field(default_factory=list)  # uploads that may still hold bytes
     folder: tempfile.TemporaryDirectory = field(
         default_factory=lambda: tempfile.TemporaryDirectory(dir=_windows_folder(), ignore_cleanup_errors=True)
     )
@@ -160,23 +161,33 @@ class Case:
         with self.lock:
             fresh = [u for u in uploads if u.file_id not in self.seen]
             self.seen.update(u.file_id for u in fresh)
-            before = set(self.by_patient()) if not self.queue else set()  # while one is read, more of it may arrive
+            self.held += fresh
+            batch = max(self.batches.values(), default=0) + (not self.queue)  # while one is read, more of it may arrive
             for upload in fresh:
+                self.batches[upload.file_id] = batch
                 self._enqueue(open_files([(upload.name, _reader(upload))]), upload.file_id)
-            self.joined |= before & {patient for patient, *_ in self.queue}
+
+    @property
+    def joined(self) -> list[str]:
+        """Patients whose cells came in several uploads, one after the other was read."""
+        patients = self.by_patient().items()
+        return [name for name, p in patients if len({self.batches.get(cell.upload) for cell in p.cells}) > 1]
 
     def take_out(self, uploads: set[str]) -> None:
-        """Forget what came in these uploads, read or not."""
+        """Forget what came in these uploads, read or not. A copy of what goes, refused as such, is asked for again."""
         with self.lock:
-            self.seen -= uploads
+            gone = {_SAME.format(r.file) for r in (*self.results, *self.rescoring) if r.upload in uploads and r.kept}
             self.queue = deque(entry for entry in self.queue if entry[-1] not in uploads)
             for result in (*self.results, *self.rescoring):
                 if result.upload in uploads and result.kept:
                     del self.counted[result.kept.digest]
                     result.kept.file.unlink(missing_ok=True)
-            self.results = [r for r in self.results if r.upload not in uploads]
+            self.results = [
+                replace(r, note=f"{r.note} That one was taken out: add this one again.") if r.note in gone else r
+                for r in self.results
+                if r.upload not in uploads
+            ]
             self.rescoring = deque(r for r in self.rescoring if r.upload not in uploads)
-            self.joined &= set(self.by_patient())
 
     def add_demo(self) -> None:
         cells = [pair for patient in resources.demo().values() for pair in patient]
@@ -224,7 +235,7 @@ class Case:
                 row = _refuse(row, f"it could not be kept ({reason}). Make room on this machine's disk, and add it again.")
             elif row.kept.digest in self.counted:
                 row.kept.file.unlink(missing_ok=True)
-                row = _refuse(row, f"The same picture as {self.counted[row.kept.digest]}: counted once.")
+                row = _refuse(row, _SAME.format(self.counted[row.kept.digest]))
             else:
                 row = replace(row, kept=replace(row.kept, number=next(self.numbers)))
                 self.counted[row.kept.digest] = row.file
@@ -240,8 +251,10 @@ class Case:
         return result.read_by(engine, float(p_all[0]))
 
     def close(self) -> None:
-        """Forget everything, the windows on disk too."""
+        """Forget everything, the windows on disk and what was not read yet, too."""
         with self.lock:
+            for upload in self.held:
+                _empty(upload)
             self.queue.clear()
             self.rescoring.clear()
             self.results.clear()
@@ -285,12 +298,19 @@ def _refuse(result: CellResult, why: str) -> CellResult:
     return replace(result, p_all=None, call="refused", note=why, kept=None)
 
 
+def _empty(upload) -> None:
+    """Streamlit keeps the list of uploads, and what is in it, as long as the session."""
+    upload.seek(0)
+    upload.truncate()
+
+
 def _reader(upload):
     """Bytes of an upload, given back to the server's memory once they are read."""
     context = get_script_run_ctx()
 
     def read() -> bytes:
         data = upload.getvalue()
+        _empty(upload)
         if context is not None:
             context.uploaded_file_mgr.remove_file(context.session_id, upload.file_id)
         return data
@@ -316,19 +336,28 @@ def _watch_tabs() -> None:
         since: dict[str, float] = {}
         while True:
             time.sleep(30)
-            _close_gone(runtime.get_instance().is_active_session, since, time.monotonic())
+            with contextlib.suppress(Exception):  # as when a session begins meanwhile: the next round does it
+                _close_gone(runtime.get_instance().is_active_session, since, time.monotonic())
 
     threading.Thread(target=watch, daemon=True, name="tabs").start()
 
 
 def _close_gone(is_active: Callable[[str], bool], since: dict[str, float], now: float) -> None:
-    """`since`: when each session that has no tab was first found so."""
+    """`since`: when each session that has no tab was first found so. Streamlit would still take its tab back for a while."""
+    kept_for = st.get_option("server.disconnectedSessionTTL") + 30
     for session, found in list(_open.items()):
         if is_active(session):
             since.pop(session, None)
-        elif now - since.setdefault(session, now) > _GONE_SECONDS:
+        elif now - since.setdefault(session, now) > kept_for:
             found.close()
+            _give_back(session)
             del _open[session], since[session]
+
+
+def _give_back(session: str) -> None:
+    """The server's copies of a session's uploads."""
+    if runtime.exists():
+        runtime.get_instance().uploaded_file_mgr.remove_session_files(session)
 
 
 def case() -> Case:
@@ -345,6 +374,8 @@ def new_case() -> None:
     """Forget every cell, and the uploads with them."""
     old = case()
     old.close()
+    if context := get_script_run_ctx():
+        _give_back(context.session_id)
     _begin(Case(checkpoint=old.checkpoint, rotations=old.rotations))
     _renew_uploader()
     st.session_state.pop("selected", None)
@@ -372,8 +403,8 @@ def uploader_box() -> dict:
 
     def changed():
         before, now = remembered("listed", key), _listed(key)
-        if before is not None and now < before:
-            case().take_out(before - now)
+        if gone := (before or set()) - now:
+            case().take_out(gone)
 
     return {"key": key, "on_change": changed}
 

@@ -2,6 +2,7 @@ import io
 import stat
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -158,7 +159,7 @@ def test_folder_is_walked_in_name_order_with_the_folders_in_the_names(tmp_path):
     assert found["case/p2/a.png"] == b"p2/a.png"
 
 
-def test_zips_and_folders_of_one_name_stay_apart(tmp_path):
+def test_zips_and_folders_of_one_name_stay_apart(tmp_path, monkeypatch):
     """Each patient's `cells`, in a folder of her own, however they are given."""
     for patient in ("Anna", "Berta"):
         (tmp_path / "study" / patient / "cells").mkdir(parents=True)
@@ -170,6 +171,9 @@ def test_zips_and_folders_of_one_name_stay_apart(tmp_path):
         found = {patient_of(s.name) for s in open_paths(tmp_path / "study" / patient / given for patient in ("Anna", "Berta"))}
         assert found == {"Anna / cells", "Berta / cells"}
     assert [s.name for s in open_paths([tmp_path / "study" / "Anna" / "cells" / "2.png"])] == ["2.png"]
+    monkeypatch.chdir(tmp_path / "study" / "Anna" / "cells")
+    found = {patient_of(s.name) for s in open_paths([Path("."), Path("../../Berta/cells")])}
+    assert found == {"Anna / cells", "Berta / cells"}
 
 
 def test_links_are_not_followed_out_of_the_folder(tmp_path):

@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -359,38 +358,60 @@ def test_notes_are_those_of_the_network_that_reads_the_cells(case, drop, tiny_en
         assert all((note in row.note) if note else not row.note for row in case.scored)
 
 
-def test_what_an_upload_brought_can_be_taken_out_again(case, encode, draw_cell):
-    def add(*uploads):
-        cells = {i: encode(draw_cell(i), "PNG") for i in uploads}
-        case.add_uploads(
-            [SimpleNamespace(name=f"A/{i}.png", file_id=str(i), getvalue=lambda d=data: d) for i, data in cells.items()]
-        )
+@pytest.fixture
+def add(case, draw_cell, encode):
+    """add("A/1.png", ...): upload drawn cells and read them; the number tells which. Returns the uploads."""
 
-    add(1, 2, 3)
-    case.advance()
+    class Upload(io.BytesIO):
+        def __init__(self, name, file_id):
+            super().__init__(encode(draw_cell(int(re.search(r"\d+", name)[0])), "PNG"))
+            self.name, self.file_id = name, file_id
+
+    def add(*names, read=True):
+        uploads = [Upload(name, f"{len(case.seen)} {name}") for name in names]
+        case.add_uploads(uploads)
+        while read and case.waiting:
+            case.advance()
+        return uploads
+
+    return add
+
+
+def test_what_an_upload_brought_can_be_taken_out_again(case, add):
+    _, second, _, copy = add("A/1.png", "A/2.png", "A/3.png", "B/2.png")
     case.switch("tiny", None)
     case.advance()
-    add(4, 5)
-    case.take_out({"2", "5"})
+    _, fifth = add("A/4.png", "A/5.png", read=False)
+    case.take_out({second.file_id, fifth.file_id})
+    case.add_uploads([second])  # a run that began before still has the old list
     case.advance()
     assert [row.file for row in case.scored] == ["A/1.png", "A/3.png", "A/4.png"] and case.waiting == 0
+    assert [row.note for row in case.refused] == [
+        "The same picture as A/2.png: counted once. That one was taken out: add this one again."
+    ]
     assert len(list(Path(case.folder.name).iterdir())) == 3
-    add(2)
-    case.advance()
-    assert [row.file for row in case.scored][-1] == "A/2.png" and not case.refused
+    case.take_out({copy.file_id})
+    add("B/2.png")
+    assert case.scored[-1].file == "B/2.png" and not case.refused
 
 
-def test_cells_that_join_a_patient_who_was_there_are_told(case, drop):
-    def add(name):
-        case.add_uploads([SimpleNamespace(name=name, file_id=name, getvalue=lambda: b"")])
-        while case.waiting:
-            case.advance()
+def test_what_is_read_or_forgotten_holds_no_bytes(case, add):
+    (read,), (waiting,) = add("A/1.png"), add("A/2.png", read=False)
+    assert not read.getvalue() and waiting.getvalue()
+    case.close()
+    assert not waiting.getvalue()
 
-    add("A/1.png")
-    add("B/1.png")
-    assert not case.joined
-    add("A/2.png")
-    assert case.joined == {"A"}
+
+def test_cells_that_join_a_patient_who_was_there_are_told(case, add):
+    add("A/1.png", "B/2.png")
+    add("C/3.png", read=False)
+    add("C/4.png")  # of the same folder, still arriving
+    add("B/1.png")  # a copy joins nobody
+    assert case.joined == []
+    (late,) = add("A/5.png")
+    assert case.joined == ["A"]
+    case.take_out({late.file_id})
+    assert case.joined == []
 
 
 def test_cells_that_cannot_be_kept_are_refused_rows(case, drop):
@@ -457,6 +478,8 @@ def test_a_patient_may_have_any_name(app, cells):
     names = ["All patients", "=1+1"]
     upload(app, [(f"{names[i // 2]}/{i}.webp", data, mime) for i, (_, data, mime) in enumerate(cells[:4])])
     assert set(app.dataframe[-1].value["patient"]) == {"All patients", "'=1+1"}
+    app.run()
+    assert box(app.selectbox, "Patient").value == "" and len(app.dataframe[-1].value) == 4
     box(app.selectbox, "Patient").set_value("All patients").run()
     assert set(app.dataframe[-1].value["patient"]) == {"All patients"}
     assert [line for line in words(app).splitlines() if line.startswith("#####")] == ["##### Patient: All patients"]

@@ -423,13 +423,10 @@ def test_short_memory_is_told_apart_from_other_errors(ready, tmp_path, monkeypat
     assert len(report.rows) == recipe.epochs
 
 
-def test_short_memory_of_the_machine_is_told_with_how_much_was_wanted():
-    with pytest.raises(OutOfMemory, match=r"batches of 8 cells \(Unable to allocate .* with shape .*\)\.$"), memory_told(8):
+def test_short_memory_of_the_machine_is_no_matter_of_batches():
+    """Or what was trained would be thrown away, and begun anew with smaller ones."""
+    with pytest.raises(MemoryError), memory_told(8):
         np.empty((1 << 20, 1 << 30))
-    with pytest.raises(OutOfMemory, match=r"batches of 8 cells\.$"), memory_told(8):
-        raise MemoryError
-    with pytest.raises(ZeroDivisionError), memory_told(8):
-        _ = 1 / 0
 
 
 def test_split_batches_sum_to_the_whole_ones_step():

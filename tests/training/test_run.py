@@ -7,6 +7,7 @@ import resource
 import shutil
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from training.estimate import _seconds
 from training.fit import Draws
 from training.metrics import bootstrap_metrics
 from training.recipe import read_recipe
-from training.run import _thinned, divide, read_state
+from training.run import _thinned, divide, provenance, read_state
 
 
 def table(folder, name):
@@ -157,6 +158,10 @@ def test_a_card_claims_c_nmc_only_of_its_own_cells(run, data, write_recipe_file,
     assert official.limits == bundled.limits
     assert own.data["source"] == "Ward 5" and own.licence.endswith("the laboratory's own") and own.limits
     assert not re.search("C-NMC|CC BY|B-lymphoid|all ALL or all HEM", f"{own.data} {own.licence} {own.limits}")
+    cells = index_cells(data)
+    mixed = provenance(replace(cells, files=[Path("1.png"), *cells.files[1:]]), "Ward 5")
+    assert mixed[0] == f"{bundled.data['source']}, and cells of Ward 5" and "CC BY 3.0" in mixed[1]
+    assert mixed[2] == bundled.limits
 
 
 def test_folds_without_a_refit_leave_figures_without_weights(data, write_recipe_file, tmp_path):
