@@ -323,7 +323,6 @@ class Run:
                 network.set_weights(self._taught)
                 refresh(network.layers)
             if recipe.grow_from and not (folder / "last.npz").exists():
-                self.untouched = None  # of another fold's network
                 self.log(f"{part.name}: growing from {Path(recipe.grow_from).name}; this takes minutes")
                 told = grow(network, recipe, packed, part.training, pause=lambda: halt(self))
                 alike = ", ".join(f"{stage} {r:.3f}" for stage, r in told.items())

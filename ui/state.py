@@ -109,7 +109,6 @@ class Case:
     results: list[CellResult] = field(default_factory=list)
     queue: deque[tuple[str, Source, str]] = field(default_factory=deque)  # with the patient before and the upload behind
     rescoring: deque[CellResult] = field(default_factory=deque)
-    seen: set[str] = field(default_factory=set)
     counted: dict[bytes, str] = field(default_factory=dict)  # digest of each kept cell -> its file
     batches: dict[str, int] = field(default_factory=dict)  # upload -> which it was of those that came while none was read
     held: list = field(default_factory=list)  # uploads that may still hold bytes
@@ -159,8 +158,7 @@ class Case:
     def add_uploads(self, uploads: list) -> None:
         """Queue uploads that were not seen before. A folder may arrive over several script runs."""
         with self.lock:
-            fresh = [u for u in uploads if u.file_id not in self.seen]
-            self.seen.update(u.file_id for u in fresh)
+            fresh = [u for u in uploads if u.file_id not in self.batches]
             self.held += fresh
             batch = max(self.batches.values(), default=0) + (not self.queue)  # while one is read, more of it may arrive
             for upload in fresh:
@@ -434,8 +432,8 @@ def open_in_box(number: int) -> dict:
 
 def selected() -> CellResult | None:
     """The chosen cell, else the first scored one, else None."""
-    cells = case().scored
-    return next((r for r in cells if r.kept.number == selected_number()), cells[0] if cells else None)
+    cells, number = case().scored, selected_number()
+    return next((r for r in cells if r.kept.number == number), cells[0] if cells else None)
 
 
 def selected_number() -> int | None:

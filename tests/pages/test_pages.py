@@ -368,7 +368,7 @@ def add(case, draw_cell, encode):
             self.name, self.file_id = name, file_id
 
     def add(*names, read=True):
-        uploads = [Upload(name, f"{len(case.seen)} {name}") for name in names]
+        uploads = [Upload(name, f"{len(case.batches)} {name}") for name in names]
         case.add_uploads(uploads)
         while read and case.waiting:
             case.advance()
