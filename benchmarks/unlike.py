@@ -80,7 +80,7 @@ def persons(root) -> None:
 
 def changed(checkpoint, root, n: int) -> None:
     from inference.engine import Engine
-    from inference.gate import inspect_cell
+    from inference.gate import inspect_cell, unlike
     from inference.images import decode_image, frame_cell
     from inference.patients import MIN_CELLS
     from training.data import index_cells
@@ -94,13 +94,14 @@ def changed(checkpoint, root, n: int) -> None:
     rows, plain = [], None
     for name, change in CHANGES.items():
         seen = [change(picture) for picture in pictures]
-        verdicts = [inspect_cell(picture, usual) for picture in seen]
+        verdicts = [inspect_cell(picture) for picture in seen]
         measures = np.array([verdict.measures for verdict in verdicts])
         p_all, _ = engine.predict(np.stack([frame_cell(picture, checkpoint.card.framing) for picture in seen]))
         called = p_all >= checkpoint.card.threshold
         plain = called if plain is None else plain
         outside = [_outside(measures[cells.subjects == s], usual) for s in sorted(set(cells.subjects))]
-        noted, right = [bool(verdict.reasons) for verdict in verdicts], called == cells.y_true
+        noted = [bool(verdict.reasons or unlike(verdict.measures, usual, "cell")) for verdict in verdicts]
+        right = called == cells.y_true
         shares = noted, outside, right[cells.y_true == 1], right[cells.y_true == 0], called != plain
         rows.append([name, *(f"{np.mean(share):.1%}" for share in shares)])
     print(f"{len(cells)} cells of {n} persons, {checkpoint.card.title}\n")

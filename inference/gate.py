@@ -65,12 +65,11 @@ def cell_box(image: np.ndarray) -> tuple[int, int, int, int]:
     return _box(*_regions(image))
 
 
-def inspect_cell(image: np.ndarray, usual: dict | None = None) -> CellQuality:
-    """Judge whether an image shows one segmented cell on black.
+def inspect_cell(image: np.ndarray) -> CellQuality:
+    """Judge whether an image shows one segmented cell on black, whatever network is to read it.
 
     Args:
         image: uint8 (H, W, 3).
-        usual: what a network's card says that it knows of MEASURES (`training.data.usual_ranges`); a cell outside gets a note.
     """
     regions, sizes = _regions(image)
     box = _box(regions, sizes)
@@ -95,12 +94,11 @@ def inspect_cell(image: np.ndarray, usual: dict | None = None) -> CellQuality:
     if np.sort(sizes)[-2:-1].sum() > 0.25 * sizes.max():
         reasons.append("more than one object; only the largest was read as the cell")
     measures = (float(np.sqrt(4 * sizes.max() / np.pi)), *_stain(image))
-    reasons += describe_unlike(measures, usual)
     return CellQuality(kind="unusual" if reasons else "cell", box=box, reasons=tuple(reasons), measures=measures)
 
 
 def describe_unlike(measures, usual: dict | None) -> list[str]:
-    """Sentences on how a cell's MEASURES differ from what a network knows; none where they do not."""
+    """Sentences on how a cell's MEASURES differ from what a network knows, `training.data.usual_ranges`; else none."""
     return [f"{how} the training cells: {why}?" for how, why in unlike(measures, usual, "cell")]
 
 
