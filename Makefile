@@ -26,7 +26,7 @@ run: setup  ## open the app on http://localhost:8501
 
 test: $(VENV)/dev.stamp  ## run every test; real cells from BLASTOSCOPE_DATA, Chromium where one is found
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/dev.stamp  ## check and format the code
 	$(BIN)/python -m ruff check --fix .

@@ -72,6 +72,14 @@ def checkpoint(name: str | None) -> model_zoo.Checkpoint:
         sys.exit(f"error: {error}")
 
 
+def network(name: str | None) -> model_zoo.Checkpoint:
+    """A checkpoint that is one network, not an ensemble of several; see `checkpoint`."""
+    found = checkpoint(name)
+    if found.members:
+        sys.exit(f"error: {name} is an ensemble. Give one of its networks: {', '.join(found.card.members)}")
+    return found
+
+
 def in_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each variant. They take turns, each round starts with another; a first round is not counted."""
     seconds = {name: [] for name in variants}

@@ -27,12 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=4, help=f"of {BATCH} cells (default 4)")
     parser.add_argument("--rounds", type=int, default=5, help="medians are of this many (default 5)")
-    parser.add_argument("--checkpoint", nargs="*", help="names or folders; default: every bundled one")
+    parser.add_argument("--checkpoint", nargs="*", help="names or folders; default: every bundled network")
     options = parser.parse_args(arguments)
-    names = options.checkpoint or [card.name for card in model_zoo.list_checkpoints()]
+    names = options.checkpoint or [card.name for card in model_zoo.list_checkpoints() if not card.members]
     images = [decode_image(path.read_bytes(), name=path.name)[0] for path in benchmarks.real_cells(BATCH * options.batches)]
     benchmarks.print_machine("onnxruntime", "openvino", "tensorflow", "keras")
-    for checkpoint in map(benchmarks.checkpoint, names):
+    for checkpoint in map(benchmarks.network, names):
         framing = checkpoint.card.framing
         cells = np.stack([frame_cell(image, framing) for image in images])
         engine, reference = Engine(checkpoint), keras_graph(checkpoint, cells)

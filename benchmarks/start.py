@@ -55,7 +55,7 @@ def run(browser, file: Path) -> tuple[float, float, float, bool]:
         screen = time.perf_counter() - app.started
         tensorflow = app.has_loaded("libtensorflow")
         benchmarks.drop(page, file)
-        page.get_by_label(re.compile(r"P\(ALL\) [01]\.\d")).first.wait_for(timeout=120_000)
+        page.get_by_label(re.compile(r"P\(ALL\) [<>]?[01]\.\d")).first.wait_for(timeout=120_000)
         return listening, screen, time.perf_counter() - app.started, tensorflow
 
 

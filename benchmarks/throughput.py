@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="medians are of this many (default 3)")
     parser.add_argument("--checkpoint", help="name or folder; default: the one the app opens with")
     options = parser.parse_args(arguments)
-    cells, checkpoint = benchmarks.real_cells(options.cells), benchmarks.checkpoint(options.checkpoint)
+    cells, checkpoint = benchmarks.real_cells(options.cells), benchmarks.network(options.checkpoint)
 
     import tensorflow as tf
 

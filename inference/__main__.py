@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image, folder or ZIP")
     parser.add_argument("-o", "--out", type=Path, required=True, help="CSV to write")
-    parser.add_argument("--checkpoint", help="bundled name, or a checkpoint folder; default: the first of the Models page")
+    parser.add_argument("--checkpoint", help="bundled name, or a checkpoint folder; default: the one that the app opens with")
     parser.add_argument(
         "--rotations",
         type=int,

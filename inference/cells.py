@@ -87,8 +87,11 @@ def score_files(
                 future.cancel()
 
 
-def probability(p_all: float, digits: int = 2) -> str:
-    """0.987 as "0.99"; what would round to 0 or 1 as "<0.01" or ">0.99", since no network is certain."""
+def probability(p_all: float, threshold: float = 0.5, digits: int = 2) -> str:
+    """0.987 as "0.99"; what would round to 0 or 1 as "<0.01" or ">0.99", since no network is certain. As many more digits as
+    it takes to tell on which side of the operating point it lies: 0.496 is called HEM, and "0.50" would not be."""
+    while digits < 6 and (round(p_all, digits) >= threshold) != (p_all >= threshold):
+        digits += 1
     least = 10**-digits
     if p_all < least / 2:
         return f"<{least:.{digits}f}"

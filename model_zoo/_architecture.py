@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,7 +141,7 @@ def start(model: keras.Model, weights: str | None, *, bare: Callable[[], keras.M
         backbone = bare()
         try:
             backbone.load_weights(weights)
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
             reason = str(error).strip().partition("\n")[0]
             raise WeightsError(f"{weights} does not hold the weights of {model.name}'s backbone alone: {reason}") from error
     present = {layer.name for layer in model.layers}

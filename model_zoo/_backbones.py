@@ -46,6 +46,18 @@ class Backbone:
         """The backbone with random weights, built on a tensor."""
         return self._make(weights=None, input_tensor=x, **options)
 
+    def averaged(self, head, *, name: str, standardised: bool = False, input_size: int, weights: str | None = None):
+        """The whole network: the backbone, its maps' average, `head`; `standardised` as by paper 003. See `Architecture`."""
+        cell = keras.Input((input_size, input_size, 3), name="cell")
+        if standardised:
+            x = self.rescale_standardised(layers.Normalization(name="standardise")(cell), "rescale")
+        else:
+            x = self.rescale(cell)
+        x = layers.GlobalAveragePooling2D(name="embedding")(self.on(x).output)
+        model = keras.Model(cell, head(x), name=name)
+        self.start(model, weights)
+        return model
+
     def start(self, model: keras.Model, weights: str | None, *, prefix: str = "") -> None:
         """Give the backbone inside `model` its initial weights; see `model_zoo._architecture.start`."""
         start(

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from model_zoo._errors import CheckpointError
+from model_zoo._files import whole_file
 
 BUNDLED = Path(__file__).parent / "checkpoints"
 WEIGHTS = "model.onnx"
@@ -71,18 +72,16 @@ class Card:
     def read(cls, path: Path) -> Card:
         try:
             fields = json.loads(path.read_text("utf-8"))
-            return cls(**fields | {"framing": FrameSpec(**fields["framing"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            card = cls(**fields | {"framing": FrameSpec(**fields["framing"])})
+            float(card.metrics["auroc"][1]), float(card.threshold), str(card.split["protocol"])  # what every list reads
+            return card
+        except (OSError, ValueError, TypeError, LookupError) as error:
             raise CheckpointError(f"{path} is no readable card: {error}") from error
 
     def write(self, path: Path) -> None:
         """Write it whole or not at all: a folder with half a card would be no checkpoint, nor room for one."""
-        unfinished = path.with_name(f".{path.name}.partial")
-        try:
+        with whole_file(path) as unfinished:
             unfinished.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +146,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     card = Card.read(path / "card.json")
+    told = [Card.read(path.parent / name / "card.json") for name in card.members]
+    if any(member.members or member.framing.crop != card.framing.crop for member in told):
+        raise CheckpointError(f"{path} joins ensembles, or networks that see different windows. Make it again from others.")
     members = tuple(load_checkpoint(path.parent / name) for name in card.members)
     checkpoint = Checkpoint(path=path, card=card, members=members)
-    if any(member.members or member.card.framing.crop != card.framing.crop for member in members):
-        raise CheckpointError(f"{path} joins ensembles, or networks that see different windows. Make it again from others.")
     if not members and not checkpoint.weights.is_file():
         raise CheckpointError(f"{path} has a card but no {WEIGHTS}. Train it, or fetch the complete folder.")
     found = hash_members([m.card.weights_sha256 for m in members]) if members else hash_weights(checkpoint.weights)

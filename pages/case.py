@@ -59,7 +59,7 @@ with remarks:
         st.caption(f"Cells were added to a patient who was here before: {names}. Of another person? Start a new case for them.")
     if case.refused:
         with st.expander(f"{len(case.refused)} of {case.total} files were refused; the reasons"):
-            components.cell_table(case.refused)
+            components.cell_table(case.refused, card)
 
 patients = case.by_patient()
 with people:
@@ -77,11 +77,11 @@ cells = patients[shown].cells if shown in patients else case.scored
 cells = components.arrange(cells, card, everything=[*case.scored, *case.refused])
 pictures, table = st.tabs(["Gallery", "Table"])
 with pictures:
-    opened = gallery(cells[:TILES], key="gallery")
+    opened = gallery(cells[:TILES], card.threshold, key="gallery")
     rest = f"; the first {TILES} are shown here, the table and the CSV hold all" if len(cells) > TILES else ""
     st.caption(f"{len(cells)} cells{rest}. Click a cell to see where the network looked.")
 with table:
-    components.cell_table(cells)
+    components.cell_table(cells, card)
 
 if opened is not None:
     state.select(opened)

@@ -20,7 +20,7 @@ members = [resources.card(name) for name in card.members] or [card]
 
 picture, words = st.columns([2, 3], gap="large")
 with words:
-    st.markdown(f"### P(ALL) {components.probability(cell.p_all)}")
+    st.markdown(f"### P(ALL) {components.probability(cell.p_all, card.threshold)}")
     st.markdown(
         f"Called **{cell.call}** at the operating point {card.threshold:.2f}. There, on "
         f"{components.tested_on(card, 'subjects')}: "

@@ -46,7 +46,8 @@ with sheet:
     columns = min(8, max(3, shown.shape[2]))
     st.image(
         tile_maps(shown, columns=columns, scale=max(1, 880 // (columns * height)), gap=2),
-        caption=f"Maps {first + 1}–{first + shown.shape[2]} of {channels}, each standardised × 64 + 128.",
+        caption=f"Maps {first + 1}–{first + shown.shape[2]} of {channels}. Grey is a map's own mean, lighter is more, "
+        "darker less; a map that is black all over has no contrast for this cell.",
         width="stretch",
         alt=f"what layer {name} makes of the cell, one small picture a map",
     )
@@ -62,7 +63,7 @@ with sheet:
 with facts:
     st.image(
         components.enlarge(fed[0]),
-        caption=f"{components.plain(cell.file)} · P(ALL) {components.probability(cell.p_all)}"
+        caption=f"{components.plain(cell.file)} · P(ALL) {components.probability(cell.p_all, read_by.threshold)}"
         + (" by the ensemble" if read_by.members else ""),
         width=220,
         alt="the cell as the network gets it",

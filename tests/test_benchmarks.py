@@ -139,6 +139,24 @@ def test_training_speed_prints_its_table(repository, drawn_data):
     assert done.stdout.splitlines()[-1].startswith("Waiting for data: ")
 
 
+def test_runtimes_prints_its_table(repository, drawn_data, tiny_checkpoint):
+    arguments = ["--batches", "1", "--rounds", "1", "--checkpoint", str(tiny_checkpoint)]
+    done = run(repository, "runtimes", *arguments, data=drawn_data)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ") and "forward" not in line]
+    assert len(rows) > 5 and rows[0][0].strip().startswith("Keras graph")
+    for name, milliseconds, per_second, difference in rows:
+        assert float(milliseconds) > 0 and float(per_second) > 0
+        assert float(difference) < (0.1 if "bf16" in name else 1e-3), name
+
+
+@pytest.mark.parametrize("script", ["runtimes", "throughput"])
+def test_an_ensemble_is_no_network_to_time(repository, drawn_data, script):
+    done = run(repository, script, "--checkpoint", "ensemble", data=drawn_data)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ensemble is an ensemble. Give one of its networks: mobilenet_v2_pyramid")
+
+
 def test_unknown_checkpoint_is_one_sentence(repository, drawn_data):
     done = run(repository, "throughput", "--checkpoint", "no such network", data=drawn_data)
     assert done.returncode == 1

@@ -32,7 +32,7 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
             rows = list(csv.DictReader(file))
         columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
         columns |= {"y_true": columns["y_true"].astype(int)} | {n: columns[n].astype(float) for n in ("logit", "p_all")}
-    except (OSError, KeyError, IndexError, ValueError) as error:
+    except (OSError, LookupError, ValueError, TypeError) as error:
         raise RunError(f"{folder} holds no held-out predictions. Let its run finish first.") from error
     return columns | {"p_all": sigmoid(columns["logit"] / _temperatures(columns, read_card(folder)))}
 
@@ -110,8 +110,12 @@ def evaluate(
     if noted := [i for i in np.flatnonzero(read) if carries_weight(results[i].note)]:
         first = f"{cell_label(kept.files[noted[0]])}: {results[noted[0]].note}"
         lines.append(f"carry a note: {len(noted):,} of {read.sum():,} cells; first: {first}")
-    lines.append(f"{card.title} on {kept.count(read)}, operating point {card.threshold}, {engine.rotations} rotation(s)")
-    for name, (value, low, high) in bootstrap_metrics(y_true, p_all, subjects, card.threshold).items():
+    lines.append(f"{card.title} on {kept.told(read)}, operating point {card.threshold}, {engine.rotations} rotation(s)")
+    figures = bootstrap_metrics(y_true, p_all, subjects, card.threshold)
+    if len(set(y_true)) < 2:
+        lines.append("cells of one class alone: what tells two classes apart cannot be measured")
+        figures = {name: figures[name] for name in ("accuracy", "subject_accuracy")}
+    for name, (value, low, high) in figures.items():
         lines.append(f"  {name:20} {value:.3f} ({low:.3f} to {high:.3f})")
     called = p_all >= card.threshold
     right = {

@@ -22,6 +22,7 @@ from inference.errors import ImageError, InputError
 from inference.gate import MEASURES, inspect_cell
 from inference.images import SUFFIXES, clean_name, decode_image, frame_cell, subject_of
 from model_zoo import FrameSpec
+from model_zoo._files import whole_file
 from training.errors import DataError, RecipeError
 
 IMAGE_SUFFIXES = {".png", ".webp", *SUFFIXES}
@@ -83,6 +84,12 @@ class Cells:
             for label, value in (("all", 1), ("hem", 0))
             for what, n in (("subjects", len(set(subjects[y == value]))), ("cells", (y == value).sum()))
         }
+
+    def told(self, where: np.ndarray | None = None) -> str:
+        """What `count` counts, in words."""
+        n = self.count(where)
+        hem = f"{n['hem_cells']:,} HEM cells of {n['hem_subjects']} subjects"
+        return f"{n['all_cells']:,} ALL cells of {n['all_subjects']}, {hem}"
 
     @property
     def darkness(self) -> np.ndarray | None:
@@ -331,7 +338,7 @@ def verify_cells(
         for entry in _in_threads(_inspect, list(zip(cells.files, cells.digests, strict=True))):
             found.append(entry)
             progress(len(found), len(cells))
-        with _whole_file(found_file, "what was found in the pictures") as file:
+        with _cache_file(found_file, "what was found in the pictures") as file:
             file.write(json.dumps(found).encode())
     columns = zip(*json.loads(found_file.read_text("utf-8")), strict=True)
     pixels, sizes, reasons, grey, measures = (np.array(column) for column in columns)
@@ -582,7 +589,7 @@ def pack_cells(
             except OSError as error:
                 raise DataError(f"{cell_label(file)}: {error.strerror}. {_WHEN_LOST}") from error
 
-        with _whole_file(array_file, f"{len(cells):,} framed cells ({np.prod(shape) / 1e9:.1f} GB)") as file:
+        with _cache_file(array_file, f"{len(cells):,} framed cells ({np.prod(shape) / 1e9:.1f} GB)") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for done, framed in enumerate(_in_threads(frame, cells.files), 1):
                 file.write(framed.tobytes())
@@ -642,22 +649,17 @@ def _in_threads(function: Callable, items: Sequence) -> Iterator:
 
 
 @contextlib.contextmanager
-def _whole_file(path: Path, what: str):
-    """A binary file that appears whole or not at all; DataError where it cannot be written."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another run may be writing the same
+def _cache_file(path: Path, what: str):
+    """A binary file of the cache, which other runs may be writing too; DataError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob("*.partial"):  # by a killed run: a living one writes all the time
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > 3600:
                     left.unlink()
-        with partial.open("wb") as file:
+        with whole_file(path, f".{os.getpid()}") as unfinished, unfinished.open("wb") as file:
             yield file
-        partial.replace(path)
     except OSError as error:
         raise DataError(
             f"{path.parent} cannot take {what}: {error.strerror}. Free space, or use a folder you may write to."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -43,8 +43,8 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
     checkpoints = [load_checkpoint(Path(folder)) for folder in folders]
     cards = [checkpoint.card for checkpoint in checkpoints]
     tables = [read_predictions(checkpoint.path) for checkpoint in checkpoints]
-    if len(cards) < 2:
-        raise RunError(f"An ensemble needs two checkpoints or more. Received: {len(cards)}")
+    if len({checkpoint.path.resolve() for checkpoint in checkpoints}) < max(2, len(cards)):
+        raise RunError(f"An ensemble needs two checkpoints or more, each once. Received: {', '.join(map(str, folders))}")
     if (out / "card.json").exists():
         raise RunError(f"{out} already holds a checkpoint. Give another --out.")
     for card, checkpoint, table in zip(cards, checkpoints, tables, strict=True):
@@ -57,7 +57,8 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
                 f"{card.name} was measured over {card.rotations} rotations, {cards[0].name} over {cards[0].rotations}, and an "
                 "ensemble reads each cell over one number of them. Train both by recipes with the same rotations."
             )
-        same = all(np.array_equal(table[column], tables[0][column]) for column in ("file", "subject", "fold"))
+        measured_on = ("file", "subject", "fold")
+        same = all(c in table and np.array_equal(table[c], tables[0].get(c)) for c in measured_on)
         if not same or card.split["protocol"] != "by subject" or len(set(table["fold"])) < 2:
             raise RunError(
                 f"{card.name} and {cards[0].name} were not measured on the same cells in the same folds by subject, so nothing "
@@ -75,7 +76,7 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
     y_true, subjects = y_true[rows], subjects[rows]
     temperature, operating_point = calibrate(cells, rows, logit, balanced=balanced)
     metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
-    names = [card.name for card in cards]
+    names = [checkpoint.path.resolve().name for checkpoint in checkpoints]  # by which `load_checkpoint` finds them
     training = [card.training for card in cards]
     card = replace(
         cards[0],

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 import model_zoo
 from inference.images import rotate_cells
+from model_zoo._files import whole_file
 from training.augment import augmentation
 from training.data import LEFT_OUT, TEST, TRAINING, VALIDATION, Cells
 from training.devices import divided, held, spread, whole
@@ -283,6 +283,8 @@ def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report, batch_si
     from sklearn.linear_model import LogisticRegression
 
     embedding, last = network.get_layer("embedding"), network.get_layer("logit")
+    if not last.weights:
+        raise RecipeError(f"{recipe.architecture} ends in two units, which no regression can set: leave probe out.")
     normalised = isinstance(embedding, keras.layers.BatchNormalization)
     features_of = keras.Model(network.inputs, embedding.input if normalised else embedding.output)
     started = time.time()
@@ -640,13 +642,8 @@ def split_of(folder: Path) -> int:
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an .npz that appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def append_rows(path: Path, rows: list[dict]) -> None:

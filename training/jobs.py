@@ -30,6 +30,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from model_zoo import Card, runs_folder
+from model_zoo._files import whole_file
 from training.data import Cells, split_into_folds, split_official
 from training.devices import virtual_devices
 from training.errors import DataError, RecipeError, RunError, Stopped
@@ -101,11 +102,11 @@ class Run:
 
     def history(self) -> list[dict]:
         """One row an epoch and fold, numbers as float."""
-        return _read_table(self.folder / "history.csv")
+        return read_table(self.folder / "history.csv")
 
     def subjects(self) -> list[dict]:
         """One row a validation subject, epoch and fold, numbers as float."""
-        return _read_table(self.folder / "subjects.csv", text=("fold", "subject"))
+        return read_table(self.folder / "subjects.csv", text=("fold", "subject"))
 
     def log_tail(self, lines: int = 12) -> str:
         """The end of the log; of what the terminal would have shown, where the run wrote none."""
@@ -191,17 +192,15 @@ def read_json(file: Path) -> dict:
 
 def write_json(file: Path, values: dict) -> None:
     """Write JSON that appears whole or not at all."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(file) as unfinished:
         unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        unfinished.replace(file)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
 
 
-def _read_table(file: Path, text: tuple[str, ...] = ("fold",)) -> list[dict]:
-    """Rows of a CSV that may be being written: a last row that is not whole is left for the next look."""
+def read_table(file: Path, text: tuple[str, ...] = ("fold",)) -> list[dict]:
+    """Rows of a CSV that may be being written, all columns but `text` as float; [] where there is none.
+
+    A last row that is not whole is left for the next look.
+    """
     try:
         lines = file.read_text("utf-8").splitlines(keepends=True)
     except OSError:

@@ -20,7 +20,8 @@ _SAMPLE = 256  # cells from which the teacher's maps are standardised
 def lesson_gap(network, recipe: Recipe, cells, packed: np.ndarray, rows: np.ndarray):
     """How far `network` is from its teacher, (N, 1): mean square over the cell's places, channels and lessons.
 
-    The teacher's maps have mean 0 and deviation 1 over the cells' places, so a network that knows nothing is 1 away.
+    The teacher's maps have mean 0 and a deviation near 1 over the cells' places (channels that are nearly always silent a
+    smaller one), so a network that knows nothing is a little less than 1 away.
 
     Args:
         cells: symbolic (N, S, S, 3), raw 0..255.
@@ -70,7 +71,7 @@ def _statistics(teacher, packed, rows, names) -> dict[str, tuple[np.ndarray, np.
         *seen, inside = teacher(packed[chosen[start : start + 32]].astype("float32"))
         for name, maps in zip(names, seen, strict=True):
             size = maps.shape[1]
-            shares = ops.convert_to_numpy(_fitted(inside, inside.shape[1], inside.shape[1] // size, size))
+            shares = ops.convert_to_numpy(_fitted(inside, inside.shape[1], -(-inside.shape[1] // size), size))
             maps = ops.convert_to_numpy(maps).astype("float64")
             for i, term in enumerate((shares, maps * shares, maps * maps * shares)):
                 totals[name][i] = totals[name][i] + term.sum((0, 1, 2))

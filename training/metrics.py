@@ -78,7 +78,8 @@ def cell_metrics(y_true, p_all, threshold) -> dict[str, float]:
 def bootstrap_metrics(y_true, p_all, subjects, threshold, *, draws: int = 2000, seed: int = 0) -> dict[str, list[float]]:
     """`cell_metrics` and `subject_accuracy` as [estimate, low, high]: 95% percentile interval over subjects drawn again.
 
-    ALL and HEM subjects are drawn apart, with replacement, so that every draw holds both classes. `subject_accuracy` is
+    ALL and HEM subjects are drawn apart, with replacement, so that every draw holds both classes (a subject of both, who is
+    drawn apart as well, excepted). `subject_accuracy` is
     the mean over subjects of the share of their cells called right (paper 002, Fig. 3).
     """
     y_true, p_all = np.asarray(y_true), np.asarray(p_all, float)
@@ -87,11 +88,9 @@ def bootstrap_metrics(y_true, p_all, subjects, threshold, *, draws: int = 2000, 
 
 
 def _with_intervals(figures: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """[estimate, low, high] of figures of the cells as they are, then of every draw."""
-    return {
-        name: [round(float(v), 4) for v in (values[0], *np.nanpercentile(values[1:], [2.5, 97.5]))]
-        for name, values in figures.items()
-    }
+    """[estimate, low, high] of figures of the cells as they are, then of every draw; NaN where the cells give none."""
+    ends = {name: np.nanpercentile(v[1:], [2.5, 97.5]) if np.isfinite(v[0]) else [np.nan] * 2 for name, v in figures.items()}
+    return {name: [round(float(v), 4) for v in (values[0], *ends[name])] for name, values in figures.items()}
 
 
 def fit_temperature(y_true, logit) -> float:

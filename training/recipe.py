@@ -69,7 +69,8 @@ class Recipe:
         label_smoothing: 0..1.
         flip, rotate, quarter_turns, shift: mirror axes; largest angle in degrees; multiples of 90 degrees; largest
             translation as a share of the frame.
-        stain: largest relative change of each entry of the 3x3 colour matrix; black stays black.
+        stain: largest relative change of each colour channel; of each other channel at most a third as much is mixed into it.
+            Black stays black.
         gamma: largest relative change of the exponent.
         blur: largest standard deviation, in pixels, of a Gaussian blur inside the cell.
         watch, patience: the validation figure that chooses the epoch; epochs without a better one before stopping,

@@ -6,7 +6,6 @@ python -m training.results [FOLDER]    prints the table of docs/results.md from 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import math
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import model_zoo
 from model_zoo import BlastoscopeError, Card
-from training.jobs import shipped_recipes
+from training.jobs import read_table, shipped_recipes
 from training.recipe import Recipe, read_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -46,6 +45,13 @@ _DIVISION = {
     *("title", "summary", "paper", "protocol", "folds", "folds_by", "test_folds", "teach_without"),
     *("validation", "refit", "shares", "seed"),
 }
+
+
+def tested_on(card: Card, who: str = "patients") -> str:
+    """Whose cells a card's figures are of, in words: "unseen patients"."""
+    if card.split.get("seen_unlabelled"):
+        return f"{who} seen without labels"
+    return TESTED_ON[card.split["protocol"]].replace("patients", who)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,14 +236,7 @@ def _settings(system: System) -> dict | None:
 
 def read_history(folder: Path) -> list[dict]:
     """history.csv of a run or checkpoint: one row an epoch and fold, `fold` str, all else float; [] without one."""
-    file = Path(folder) / "history.csv"
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        return [
-            {"fold": row.pop("fold", "")} | {name: float(value or "nan") for name, value in row.items()}
-            for row in csv.DictReader(opened)
-        ]
+    return [{"fold": ""} | row for row in read_table(Path(folder) / "history.csv")]
 
 
 def with_interval(values: list[float] | None) -> str:
@@ -279,7 +278,7 @@ def table(root: Path | None = None) -> str:
     by_paper = sorted(list_systems(root), key=lambda s: (s.paper or "ours", s.architecture, order.index(s.protocol)))
     for system in by_paper:
         metrics, spent = ({}, {}) if system.card is None else (system.card.metrics, cost(system.card))
-        tested = TESTED_ON[system.protocol] if system.card else f"not run yet ({TESTED_ON[system.protocol]})"
+        tested = tested_on(system.card) if system.card else f"not run yet ({TESTED_ON[system.protocol]})"
         cells = [system.title, f"{PAPERS[system.paper]} ({system.paper})" if system.paper else PAPERS[""], tested]
         cells += [with_interval(metrics.get(name)) for name in METRICS]
         cells += [spent.get(name, "–") for name in ("work", "time", "device")]

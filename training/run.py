@@ -49,6 +49,7 @@ from training.growth import grow
 from training.jobs import gpus, write_json
 from training.metrics import bootstrap_metrics, fit_temperature, sigmoid, youden_threshold
 from training.recipe import Recipe, read_recipe, write_recipe
+from training.results import PROTOCOLS
 
 SENTENCES = {
     "by_subject": "Measured on subjects the network never saw; subjects that share a picture stay on one side.",
@@ -164,19 +165,17 @@ class Run:
             commit=_commit(),
             seed=self.recipe.seed,
         )
-        began = time.time()
+        self._began = time.time() - self._told["seconds"]  # of all tries, had they been one
         try:
             card = self._train(cells, parts)
         except BaseException as error:
             state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
             message = str(error) or type(error).__name__
             with contextlib.suppress(OSError):  # a full disk is the very reason, it may be
-                self.told(
-                    state=state, message=message, ended=_now(), seconds=self._told["seconds"] + round(time.time() - began)
-                )
+                self.told(state=state, message=message, ended=_now(), seconds=self._spent())
                 self.log(f"{state}: {message}")
             raise
-        self.told(state="finished", ended=_now(), seconds=self._told["seconds"] + round(time.time() - began))
+        self.told(state="finished", ended=_now(), seconds=self._spent())
         (self.folder / "progress.json").unlink(missing_ok=True)
         return card
 
@@ -199,6 +198,10 @@ class Run:
         self._told |= changes
         write_json(self.folder / "run.json", self._told)
 
+    def _spent(self) -> float:
+        """Seconds, those of earlier tries too."""
+        return round(time.time() - self._began, 1)
+
     def progress(self, **values) -> None:
         self._progress |= values
         if time.time() - self._written >= 1 or values.get("batch") == values.get("batches"):
@@ -207,6 +210,7 @@ class Run:
 
     def history(self, row: dict) -> None:
         append_rows(self.folder / "history.csv", [row])
+        self.told(seconds=self._spent())  # it may be killed
 
     def subjects(self, rows: list[dict]) -> None:
         append_rows(self.folder / "subjects.csv", rows)
@@ -237,7 +241,7 @@ class Run:
         packed = pack_cells(cells, self.recipe.framing, cache=_cache(), progress=self._every(500, "packed", self.log))
         for side in ("training", "validation", "test"):
             chosen = np.isin(np.arange(len(cells)), getattr(parts[0], side))
-            self.log(f"{parts[0].name} {side:10} {_counted(cells.count(chosen))}")
+            self.log(f"{parts[0].name} {side:10} {cells.told(chosen)}")
         if self.recipe.teach_epochs:
             self._teach(packed, cells, parts)
         results = []
@@ -365,7 +369,7 @@ class Run:
         card = self._card(cells, parts, reported, rows, p_all, threshold, temperature, operating_point, chosen, bool(served))
         card.write(self.folder / "card.json")
         auroc, low, high = card.metrics["auroc"]
-        measured = _counted(cells.count(_mask(cells, rows)))
+        measured = cells.told(_mask(cells, rows))
         self.log(f"wrote {self.folder}: AUROC {auroc:.3f} ({low:.3f} to {high:.3f}) on {measured}")
         return card
 
@@ -391,6 +395,7 @@ class Run:
             shown = shown_unlabelled(cells, parts, recipe)
             seen = [part.name for part in parts if np.isin(getattr(part, reported), shown).any()]
         if seen:
+            sentence = sentence.replace("subjects the network never saw", "subjects whose labels the network never saw", 1)
             unseen = [part.name for part in parts if part.name not in seen]
             but = f", those of {', '.join(unseen)} excepted" if unseen else ""
             sentence += f" In its lessons, which have no labels, the network had been shown pictures of these subjects{but}."
@@ -419,9 +424,7 @@ class Run:
                 "usual": usual_ranges(cells.choose(np.isin(cells.subjects, known))),
             },
             split={
-                "protocol": {"by_subject": "by subject", "official": "official test set", "image_level": "image-level"}[
-                    recipe.protocol
-                ],
+                "protocol": PROTOCOLS[recipe.protocol],
                 "sentence": sentence,
                 "folds": recipe.folds,
                 "test_folds": [part.name for part in parts],
@@ -613,11 +616,6 @@ def calibrate(cells: Cells, rows, logit, *, balanced: bool) -> tuple[float, floa
 def _cache() -> Path:
     """Where verified and packed cells are kept, by content: beside the runs."""
     return model_zoo.runs_folder() / "cache"
-
-
-def _counted(n: dict[str, int]) -> str:
-    """What `Cells.count` counts, in words."""
-    return f"{n['all_cells']:,} ALL cells of {n['all_subjects']}, {n['hem_cells']:,} HEM cells of {n['hem_subjects']} subjects"
 
 
 def _mask(cells: Cells, rows) -> np.ndarray:

@@ -7,6 +7,7 @@ docs/decisions/0009-ray.md.
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import socket
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from model_zoo import runs_folder
+from model_zoo._files import whole_file
 from training import jobs
 from training.compare import cell_keys, read_predictions
 from training.data import index_cells
@@ -74,7 +76,7 @@ def sweep(
     if ray is not None:
         _import_ray()
     index_cells(data)
-    out = Path(out or runs_folder() / "sweeps" / "-".join(map(_name_of, recipes))).resolve()
+    out = Path(out or runs_folder() / "sweeps" / _folder_name(recipes)).resolve()
     data, planned = Path(data).resolve(), plan(recipes, seeds, out, changes)
     for run in planned:
         _ask(run, data)
@@ -98,6 +100,12 @@ def sweep(
             f"{out / 'table.csv'} is of the seeds that are complete."
         )
     return describe(rows)
+
+
+def _folder_name(recipes: list[Path]) -> str:
+    """The recipes' names, cut where together they are longer than the name of a folder may be."""
+    joined = "-".join(map(_name_of, recipes))
+    return joined if len(joined) <= 100 else f"{joined[:90]}-{hashlib.sha256(joined.encode()).hexdigest()[:8]}"
 
 
 def _name_of(recipe: Path) -> str:
@@ -316,12 +324,10 @@ def describe(rows: list[dict]) -> str:
 
 
 def write_table(file: Path, rows: list[dict]) -> None:
-    unfinished = file.with_name(f".{file.name}.partial")
-    with unfinished.open("w", newline="", encoding="utf-8") as opened:
+    with whole_file(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    unfinished.replace(file)
 
 
 def list_sweeps() -> dict[str, list[dict]]:
@@ -336,9 +342,9 @@ def list_sweeps() -> dict[str, list[dict]]:
     columns = (*text, "seeds", "runs", "cells", *figures, "shared_cells", *gaps)
     found = {}
     for file in sorted(runs_folder().glob("sweeps/*/table.csv"), key=lambda file: file.stat().st_mtime, reverse=True):
-        with file.open(newline="", encoding="utf-8") as opened:
-            rows = list(csv.DictReader(opened))
         try:
+            with file.open(newline="", encoding="utf-8") as opened:
+                rows = list(csv.DictReader(opened))
             found[file.parent.name] = [
                 {name: row[name] if name in text else float(row[name]) if row[name] else None for name in columns}
                 for row in rows

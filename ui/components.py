@@ -17,7 +17,7 @@ from inference.cells import CellResult, probability
 from inference.engine import Engine
 from inference.patients import PatientSummary, carries_weight, summarize_patient
 from model_zoo import BlastoscopeError, Card
-from training.results import TESTED_ON, cost
+from training.results import cost, tested_on
 from ui import figures, resources, state
 from ui.state import Patient
 
@@ -37,13 +37,6 @@ def said():
         yield
     except BlastoscopeError as error:
         st.warning(plain(str(error)), icon=None)
-
-
-def tested_on(card: Card, who: str = "patients") -> str:
-    """Whose cells a card's figures are of, in words: "unseen patients"."""
-    if card.split.get("seen_unlabelled"):
-        return f"{who} seen without labels"
-    return TESTED_ON[card.split["protocol"]].replace("patients", who)
 
 
 def choose_checkpoint(label: str = "Network") -> Card:
@@ -108,10 +101,11 @@ def how_it_reads() -> None:
         {
             "What to drop": "One white blood cell a file, cut out on black as in C-NMC (BMP, PNG, WebP, JPEG, TIFF). "
             "Several cells, a folder, or a ZIP; subfolders and C-NMC names become patients.",
-            "What you get": "P(ALL) of every cell, sorted in a gallery. For each patient the share of cells called ALL, "
+            "What you get": "P(ALL), the network's probability that a cell is an ALL blast, of every cell, sorted in a "
+            "gallery. For each patient the share of cells called ALL, "
             "with its interval and a careful answer. A CSV of it all. Click a cell to see where the network looked.",
-            "What stays here": "Images are read on this machine and go nowhere else. They are deleted by New case, and within "
-            "minutes after this tab is closed. "
+            "What stays here": "Images are read on the machine that runs this app and go nowhere else. They are deleted by "
+            "New case, and within minutes after this tab is closed. "
             "Files that are no segmented cell are refused, with the reason.",
         }.items(),
         strict=True,
@@ -138,7 +132,8 @@ def pick_cell() -> CellResult:
     if cell is None:
         no_cell_yet()
     cells = {c.kept.number: c for c in sorted(case.scored, key=lambda c: -c.p_all)}
-    labels = {n: f"{probability(c.p_all)}  {c.file}" for n, c in cells.items()}
+    threshold = case.engine().card.threshold
+    labels = {n: f"{probability(c.p_all, threshold)}  {c.file}" for n, c in cells.items()}
     times = Counter(labels.values())  # a box takes options with one label for one
     chosen = st.selectbox(
         "Cell, by falling P(ALL)",
@@ -198,14 +193,17 @@ def patient_card(name: str, patient: Patient, card: Card) -> None:
             if summary:
                 reason = "" if patient.waiting else f"{summary.reason} "
                 st.caption(
-                    f"{reason}If this patient's cells are misread as often as the average unseen person's: "
-                    f"{_corrected(summary)}; persons differ more. {CAVEATS}"
+                    f"{reason}Corrected for how often the average unseen person's cells are misread: "
+                    f"{_corrected(summary)} of the cells are ALL; persons differ more. {CAVEATS}"
                 )
         if summary:
             plot.plotly_chart(
                 figures.strip(
                     [c.p_all for c in patient.cells],
-                    [f"{html.escape(c.file.rpartition('/')[2])}<br>P(ALL) {probability(c.p_all)}" for c in patient.cells],
+                    [
+                        f"{html.escape(c.file.rpartition('/')[2])}<br>P(ALL) {probability(c.p_all, card.threshold)}"
+                        for c in patient.cells
+                    ],
                     card.threshold,
                 ),
                 key=f"strip {name}",
@@ -249,8 +247,8 @@ def patient_table(patients: dict[str, Patient], card: Card) -> None:
         },
     )
     st.caption(
-        "Corrected: if a patient's cells are misread as often as the average unseen person's, with its 95% interval; persons "
-        f"differ more. {CAVEATS}"
+        "Corrected: the share of cells that are ALL if the patient's are misread as often as the average unseen person's, with "
+        f"its 95% interval; persons differ more. {CAVEATS}"
     )
 
 
@@ -277,7 +275,7 @@ def arrange(cells: list[CellResult], card: Card, *, everything: list[CellResult]
     return sorted(filter(_CHOICES[choice], cells), key=lambda cell: _ORDERS[order](cell, card))
 
 
-def cell_table(results: list[CellResult]) -> None:
+def cell_table(results: list[CellResult], card: Card) -> None:
     import pandas as pd  # here: it takes a third of a second that the first screen need not wait for
 
     table = pd.DataFrame(
@@ -285,7 +283,7 @@ def cell_table(results: list[CellResult]) -> None:
         columns=["file", "patient", "P(ALL)", "call", "note"],
     )
     if len(table) <= 2000:  # a column of texts would not sort by number; styling takes a second for 15,000 rows
-        table = table.style.format({"P(ALL)": lambda p: probability(p, digits=3)}, na_rep="")
+        table = table.style.format({"P(ALL)": lambda p: probability(p, card.threshold, digits=3)}, na_rep="")
         column = None
     else:
         column = {"P(ALL)": st.column_config.NumberColumn(format="%.3f")}

@@ -76,14 +76,14 @@ export default function ({ parentElement, data, setTriggerValue }) {
 _gallery = st.components.v2.component("blastoscope_gallery", html=_HTML, css=_CSS, js=_JS)
 
 
-def gallery(cells: list[CellResult], *, key: str) -> int | None:
+def gallery(cells: list[CellResult], threshold: float, *, key: str) -> int | None:
     """Draw scored cells as tiles; returns the number of the one that was just clicked, else None."""
     data = [
         {
             "number": cell.kept.number,
             "thumb": cell.kept.thumb,
             "p": cell.p_all,
-            "told": probability(cell.p_all),
+            "told": probability(cell.p_all, threshold),
             "title": f"{cell.file}{' · ' + cell.note if cell.note else ''}",
             "note": bool(cell.note),
         }

@@ -126,7 +126,14 @@ MAIN = (
         step=1,
         text="Without a gain; 0: never stop",
     ),
-    Setting(field="folds", label="Folds", low=3, high=20, step=1, text="Parts with subjects of their own"),
+    Setting(
+        field="folds",
+        label="Folds",
+        low=3,
+        high=20,
+        step=1,
+        text="Parts with subjects of their own; of no effect when split by image",
+    ),
     Setting(field="seed", label="Seed", low=0, high=2**31 - 1, step=1, text="Of splits, weights and draws"),
 )
 AUGMENT = (

@@ -546,6 +546,14 @@ def test_no_probability_reads_as_certain(p_all, told):
     assert components.probability(0.9996, digits=3) == ">0.999" and components.probability(0.9994, digits=3) == "0.999"
 
 
+@pytest.mark.parametrize(
+    "p_all, threshold, told",
+    [(0.496, 0.5, "0.496"), (0.49996, 0.5, "0.49996"), (0.504, 0.5, "0.50"), (0.426, 0.4265, "0.426"), (0.427, 0.4265, "0.43")],
+)
+def test_a_probability_is_told_on_its_side_of_the_operating_point(p_all, threshold, told):
+    assert components.probability(p_all, threshold) == told
+
+
 def test_a_checkpoint_that_cannot_be_read_ends_in_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("model_zoo._checkpoint.BUNDLED", tmp_path)
     monkeypatch.setenv("BLASTOSCOPE_RUNS", str(tmp_path / "runs"))

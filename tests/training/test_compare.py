@@ -71,8 +71,14 @@ def test_nobody_is_left_out_by_name_where_the_subjects_are_said_to_be_other_peop
     folder = shelf("net", everyone)
     assert main(["evaluate", str(folder), "--data", str(data), "--other-people"]) == 0
     said = capsys.readouterr().out
-    assert "'all_subjects': 10, 'all_cells': 20, 'hem_subjects': 10, 'hem_cells': 20" in said and "left out" not in said
+    assert "on 20 ALL cells of 10, 20 HEM cells of 10 subjects" in said and "left out" not in said
     assert said.startswith("said to be other people than those that trained it, though they have their ids: 20, 21")
+
+
+def test_of_one_class_alone_only_that_is_measured(shelf, data):
+    said = evaluate(shelf("net", [str(i) for i in range(20, 30)] + ["99"]), data)  # the ALL subjects
+    assert "on 0 ALL cells of 0, 20 HEM cells of 10 subjects" in said and "cells of one class alone" in said
+    assert "  accuracy " in said and "nan" not in said and "f1" not in said
 
 
 def test_figures_that_cannot_be_kept_are_not_measured(shelf, data, tmp_path, capsys):

@@ -119,6 +119,19 @@ def test_another_network_in_a_members_place_is_refused(shelf):
         load_checkpoint(shelf / "both")
 
 
+def test_a_member_is_found_by_its_folder_whatever_its_card_is_called(shelf):
+    (shelf / "one").rename(shelf / "first")
+    assert main(["ensemble", str(shelf / "first"), str(shelf / "two"), "--out", str(shelf / "both"), "--title", "Both"]) == 0
+    assert [member.name for member in load_checkpoint(shelf / "both").members] == ["one", "two"]
+
+
+def test_an_ensemble_of_itself_is_refused(shelf):
+    joined(shelf)
+    change(shelf / "both", members=["both", "two"])
+    with pytest.raises(CheckpointError, match="joins ensembles"):
+        load_checkpoint(shelf / "both")
+
+
 def test_it_scores_files_as_any_other_network(shelf, drawn_cells):
     results = list(score_files(open_paths(sorted((drawn_cells / "all").glob("*"))[:4]), Engine(joined(shelf))))
     assert len(results) == 4 and all(0 < result.p_all < 1 for result in results)
@@ -151,6 +164,8 @@ def test_averaged_maps_count_by_area():
         (lambda shelf: change(shelf / "two", framing={"crop": 400, "size": 64}), "cuts another window"),
         (lambda shelf: change(shelf / "two", rotations=8), "over 8 rotations, one over 1"),
         (lambda shelf: (shelf / "two" / "predictions.csv").unlink(), "no held-out predictions"),
+        (lambda shelf: cut(shelf / "two" / "predictions.csv", columns=6), "same cells in the same folds"),
+        (lambda shelf: cut(shelf / "two" / "predictions.csv", characters=40), "no held-out predictions"),
     ],
 )
 def test_networks_that_do_not_fit_together_are_refused(spoil, named, shelf, capsys):
@@ -158,6 +173,11 @@ def test_networks_that_do_not_fit_together_are_refused(spoil, named, shelf, caps
     folders = [str(shelf / name) for name in ("one", "two")]
     assert main(["ensemble", *folders, "--out", str(shelf / "both"), "--title", "Both"]) == 2
     assert named in capsys.readouterr().err and not (shelf / "both").exists()
+
+
+def cut(table, *, columns=None, characters=None):
+    lines = [",".join(line.split(",")[:columns]) for line in table.read_text().splitlines()]
+    table.write_text("\n".join(lines)[: -characters if characters else None])
 
 
 def change(folder, **fields):
@@ -175,6 +195,8 @@ def test_it_lies_beside_its_members_and_overwrites_nothing(shelf, tmp_path):
         join(folders, shelf / "one", title="Both")
     with pytest.raises(RunError, match="two checkpoints or more"):
         join(folders[:1], shelf / "both", title="Both")
+    with pytest.raises(RunError, match="each once"):
+        join([shelf / "one", shelf / "one"], shelf / "both", title="Both")
     joined(shelf)
     with pytest.raises(RunError, match="an ensemble itself"):
         join([shelf / "both", shelf / "one"], shelf / "more", title="More")

@@ -119,7 +119,8 @@ def test_killed_run_goes_on_to_the_very_same_weights(data, write_recipe_file, tm
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert json.loads((tmp_path / "killed" / "run.json").read_text())["state"] == "running"  # it had no time to say more
+    told = json.loads((tmp_path / "killed" / "run.json").read_text())
+    assert told["state"] == "running" and told["seconds"] > 0  # it had no time to say more
     done = subprocess.run(
         [sys.executable, "-m", "training", "killed"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -131,6 +132,7 @@ def test_killed_run_goes_on_to_the_very_same_weights(data, write_recipe_file, tm
     assert [r["epoch"] for r in killed] == [r["epoch"] for r in whole] == list("123456")
     assert [r["validation_auroc"] for r in killed] == [r["validation_auroc"] for r in whole]
     assert rows(tmp_path / "whole", "predictions.csv") == rows(tmp_path / "killed", "predictions.csv")
+    assert json.loads((tmp_path / "killed" / "run.json").read_text())["seconds"] > told["seconds"]
 
 
 def test_stopped_run_says_so_keeps_its_best_and_goes_on(data, write_recipe_file, tmp_path):

@@ -96,6 +96,23 @@ def test_the_gap_is_the_mean_square_over_the_cells_places(start, packed):
     np.testing.assert_allclose(gap[:, 0], (whole + inner) / 2, rtol=1e-3)
 
 
+@pytest.mark.parametrize("size", [64, 90])  # 90: maps that have more places than its sixteenth
+def test_the_teachers_maps_are_standardised_over_the_cells_places(start, small_teacher, packed, size):
+    from inference.images import resize_cells
+    from training.lessons import _statistics, _teacher
+
+    cells, name = resize_cells(packed, size), "fine_raw_block_6_expand_relu"
+    teacher = _teacher(make_recipe(LESSONS | {"input_size": size, "teacher": str(start)}), [name])
+    mean, _ = _statistics(teacher, cells, np.arange(len(cells)), [name])[name]
+    maps, inside = (keras.ops.convert_to_numpy(x).astype("float64") for x in teacher(cells.astype("float32")))
+    places = maps.shape[1]
+    assert (places - 1) * 8 < size <= places * 8  # each is 8 pixels
+    low = (8 * places - size) // 2  # as "same" padding lays them
+    padded = np.pad(inside[..., 0], ((0, 0), *[(low, 8 * places - size - low)] * 2), constant_values=np.nan)
+    weight = np.nanmean(padded.reshape(len(cells), places, 8, places, 8), axis=(2, 4))[..., None]
+    np.testing.assert_allclose(mean, (maps * weight).sum((0, 1, 2)) / weight.sum(), rtol=1e-3, atol=1e-5)
+
+
 def test_lessons_then_a_regression(start, small_teacher, data, tmp_path):
     recipe = tmp_path / "lessons.toml"
     write_recipe(make_recipe(LESSONS | MORE | {"teacher": str(start)}), recipe)

@@ -277,6 +277,20 @@ def test_pictures_too_small_for_a_network_are_told(data, write_recipe_file, tmp_
     assert read_state(tmp_path / "shelf" / "small")["state"] == "failed"
 
 
+def test_a_head_that_no_regression_can_set_is_told(data, write_recipe_file, capsys):
+    recipe = write_recipe_file('architecture = "resnet50"', "input_size = 32", "epochs = 0", "probe = 1e-3")
+    assert main([str(recipe), "--data", str(data)]) == 2
+    assert "resnet50 ends in two units" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["start.keras", "start.weights.h5", "start.npz"])
+def test_weights_that_are_none_are_told(data, write_recipe_file, tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(b"no weights")
+    recipe = write_recipe_file('architecture = "mobilenet_v2"', f'weights = "{tmp_path / name}"', "input_size = 32")
+    assert main([str(recipe), "--data", str(data)]) == 2
+    assert f"{name} does not hold the weights of mobilenet_v2's backbone alone" in capsys.readouterr().err
+
+
 def test_divergence_is_told_and_leaves_no_checkpoint(data, write_recipe_file, tmp_path, capsys):
     recipe = write_recipe_file("learning_rate = 1e30", "ema = 0", 'schedule = "constant"')
     assert main([str(recipe), "--data", str(data)]) == 2

@@ -21,7 +21,8 @@ from training.compare import read_predictions
 from training.errors import DataError, RecipeError, RunError
 from training.metrics import cell_metrics
 from training.recipe import read_recipe
-from training.sweep import Planned, describe, list_sweeps, plan, summarize, sweep
+from training.results import RECIPES
+from training.sweep import Planned, _folder_name, describe, list_sweeps, plan, summarize, sweep
 
 EPOCHS = "epochs = 8"  # of a blink each: long enough to be killed in
 RUNS = ("tiny_seed_0_fold_2", "tiny_seed_1_fold_2")
@@ -220,6 +221,12 @@ def test_differences_are_of_shared_cells_averaged_over_seeds(put):
 
 def test_no_finished_run_gives_no_row(put):
     assert summarize([put("a", 0, 0, [0.9, 0.8, 0.2, 0.1], state="failed")]) == []
+
+
+def test_many_recipes_make_no_name_that_is_too_long_for_a_folder():
+    recipes = sorted(RECIPES.glob("vanilla_*_by_subject.toml"))
+    names = {_folder_name(recipes), _folder_name(recipes[:-1]), _folder_name(recipes[:1])}
+    assert len(recipes) > 10 and len(names) == 3 and max(map(len, names)) <= 100 and recipes[0].stem in names
 
 
 def test_sweeps_are_listed_by_their_tables(runs, put):
