@@ -23,8 +23,8 @@ def introduce(systems: list[System]) -> None:
     measured, reading = (sum(map(bool, flags)) for flags in zip(*((s.card, s.reads_cells) for s in systems), strict=True))
     st.markdown(
         f"**{measured} networks were measured here; {reading} of them can read cells.** Look at the first column before any "
-        "figure: *unseen patients* is the question of a clinic; *known patients* had other cells in training; of those *seen "
-        "without labels* pictures were in its lessons, what they have was not. A row opens its card."
+        "figure: *unseen patients* is the question of a clinic; *known patients* had other cells in training; of patients "
+        "*seen without labels* it had been shown pictures, but not which disease they have. A row opens its card."
     )
     for error in model_zoo.damaged_promotions():
         st.warning(f"{components.plain(str(error))}. It is left out; restore it, or take the promotion back.", icon=None)

@@ -76,7 +76,7 @@ def gap_of(network, start, packed):
     return keras.ops.convert_to_numpy(gap(packed.astype("float32")))
 
 
-def test_the_gap_is_the_mean_square_over_the_cells_places(start, packed):
+def test_the_gap_is_the_mean_square_over_the_cells_places(start, small_teacher, packed):
     """Against plain NumPy: a network whose maps are 0 is as far away as its teacher's standardised maps are large."""
     network = model_zoo.find_architecture("taught_student").build(input_size=64)
     for name in ("padded", "bare"):
