@@ -43,8 +43,8 @@ progress, remarks, people = st.container(), st.container(), st.container()
 reading = case.waiting > 0
 if reading:
     done = case.total - case.waiting
-    patient = f" · {components.plain(case.next_patient)}" if case.next_patient else ""
-    progress.progress(done / case.total, text=f"Reading {done} of {case.total} cells{patient}")
+    patient = f" · patient: {components.plain(case.next_patient)}" if case.next_patient else ""
+    progress.progress(done / case.total, text=f"Reading {done:,} of {case.total:,} cells{patient}")
     case.advance()
 elif empty:
     components.how_it_reads()
@@ -59,18 +59,21 @@ with remarks:
         st.caption(f"Cells were added to a patient who was here before: {names}. Of another person? Start a new case for them.")
     if case.refused:
         with st.expander(f"{len(case.refused)} of {case.total} files were refused; the reasons"):
-            components.cell_table(case.refused, card)
+            components.refused_table(case.refused)
 
 patients = case.by_patient()
+read = {name: patient for name, patient in patients.items() if patient.cells or patient.waiting} or patients
 with people:
-    if len(patients) > CARDS:
+    if len(read) > CARDS:
         components.patient_table(patients, card)
+    elif unread := [components.plain(name) for name in patients if name not in read]:
+        st.caption(f"No cell could be read of: {', '.join(unread)}.")
     shown = ""  # no patient's name
     if len(patients) > 1:
         options = [shown, *patients]
         everyone = "All patients" if "All patients" not in patients else "All of them"
         shown = st.selectbox("Patient", options, format_func=lambda name: name or everyone, **state.keep("patient", options))
-    for patient in [shown] if shown in patients else list(patients) if len(patients) <= CARDS else []:
+    for patient in [shown] if shown in patients else read if len(read) <= CARDS else []:
         components.patient_card(patient, patients[patient], card)
 
 cells = patients[shown].cells if shown in patients else case.scored

@@ -55,9 +55,9 @@ with sheet:
         number = st.number_input("Map", 1, channels, first + 1, key=f"map {name}")
         one = maps[:, :, number - 1 : number]
         st.image(
-            tile_maps(one, columns=1, scale=max(1, 400 // height), gap=0),
+            tile_maps(one, columns=1, scale=max(1, 800 // height), gap=0),
             caption=f"Map {number} of {components.plain(name)}",
-            width=400,
+            width="stretch",
             alt=f"map {number} of layer {name}, enlarged",
         )
 with facts:

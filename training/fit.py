@@ -515,7 +515,8 @@ class _Watch(keras.callbacks.Callback):
             self._tell(batch)
         if self.report.stopping():
             self.bar.close()
-            raise Stopped(f"Stopped in epoch {self.epoch + 1}; {self.epoch} epochs are complete.")
+            complete = "1 epoch is" if self.epoch == 1 else f"{self.epoch} epochs are"
+            raise Stopped(f"Stopped in epoch {self.epoch + 1}; {complete} complete.")
 
     def _tell(self, done: int) -> None:
         self.bar.update(done - self.bar.n)

@@ -27,6 +27,8 @@ CAVEATS = "Of the cells supplied; not a marrow differential. Flow cytometry deci
 
 def header() -> None:
     """The quiet line that stands on every screen."""
+    if st.context.theme.type == "dark":  # Streamlit writes white on the light accent, at 2.3 to 1
+        st.html("<style>[data-testid=stBaseButton-primary]:not(:disabled) { color: #111317 !important }</style>")
     st.caption(f"{INTENDED_USE} Reads single, segmented white blood cells: ALL blasts against healthy B-lymphoid precursors.")
 
 
@@ -105,7 +107,7 @@ def how_it_reads() -> None:
             "gallery. For each patient the share of cells called ALL, "
             "with its interval and a careful answer. A CSV of it all. Click a cell to see where the network looked.",
             "What stays here": "Images are read on the machine that runs this app and go nowhere else. They are deleted by "
-            "New case, and within minutes after this tab is closed. "
+            "New case, and within minutes after this tab is closed; reloading it begins a new case. "
             "Files that are no segmented cell are refused, with the reason.",
         }.items(),
         strict=True,
@@ -142,7 +144,7 @@ def pick_cell() -> CellResult:
         **state.open_in_box(cell.kept.number),
     )
     if case.waiting:
-        st.caption(f"{in_number(case.waiting, 'cell')} still to be read; the Case page reads on.")
+        st.caption(f"{in_number(case.waiting, 'cell')} still to be read, on the Case page.")
     return cells[chosen]
 
 
@@ -242,7 +244,9 @@ def patient_table(patients: dict[str, Patient], card: Card) -> None:
         hide_index=True,
         column_config={
             "called ALL": st.column_config.ProgressColumn(format="%.0f%%", min_value=0, max_value=100),
+            "patient": st.column_config.TextColumn(width="medium", pinned=True),
             "answer": st.column_config.TextColumn(width=180),
+            "corrected": st.column_config.TextColumn(width=150),
             "why": st.column_config.TextColumn(width="large"),
         },
     )
@@ -275,6 +279,14 @@ def arrange(cells: list[CellResult], card: Card, *, everything: list[CellResult]
     return sorted(filter(_CHOICES[choice], cells), key=lambda cell: _ORDERS[order](cell, card))
 
 
+def refused_table(results: list[CellResult]) -> None:
+    st.dataframe(
+        [{"file": inert(r.file), "patient": inert(r.patient), "reason": inert(r.note)} for r in results],
+        hide_index=True,
+        column_config={"reason": st.column_config.TextColumn(width="large")},
+    )
+
+
 def cell_table(results: list[CellResult], card: Card) -> None:
     import pandas as pd  # here: it takes a third of a second that the first screen need not wait for
 
@@ -283,7 +295,7 @@ def cell_table(results: list[CellResult], card: Card) -> None:
         columns=["file", "patient", "P(ALL)", "call", "note"],
     )
     if len(table) <= 2000:  # a column of texts would not sort by number; styling takes a second for 15,000 rows
-        table = table.style.format({"P(ALL)": lambda p: probability(p, card.threshold, digits=3)}, na_rep="")
+        table = table.style.format({"P(ALL)": lambda p: probability(p, card.threshold, digits=3)})
         column = None
     else:
         column = {"P(ALL)": st.column_config.NumberColumn(format="%.3f")}

@@ -57,6 +57,19 @@ function item(number) {
   made.append(tile);
   return made;
 }
+// One stop of the Tab key for all tiles; from there arrows go on, as in a grid.
+function step(event, tiles) {
+  const all = [...tiles.querySelectorAll('.tile')], here = all.indexOf(event.target);
+  const across = all.filter(tile => tile.offsetTop === all[0].offsetTop).length;
+  const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -here, End: all.length - 1 - here };
+  const next = event.key in by && all[here + by[event.key]];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+}
+function stop(tiles, tile) {
+  for (const other of tiles.querySelectorAll('.tile')) other.tabIndex = other === tile ? 0 : -1;
+}
 // A cell keeps its tile from drawing to drawing, so that the keyboard's focus stays where it is while cells come in.
 export default function ({ parentElement, data, setTriggerValue }) {
   const tiles = parentElement.querySelector('.tiles'), root = tiles.getRootNode(), focused = root.activeElement;
@@ -66,10 +79,13 @@ export default function ({ parentElement, data, setTriggerValue }) {
     const drawn = JSON.stringify(cell);
     if (tile.drawn !== drawn) { draw(tile, cell); tile.drawn = drawn; }
     tile.onclick = () => setTriggerValue('open', cell.number);
+    tile.onfocus = () => stop(tiles, tile);
     if (tiles.children[place] !== found) tiles.insertBefore(found, tiles.children[place] ?? null);
   });
   while (tiles.children.length > data.length) tiles.lastChild.remove();
+  tiles.onkeydown = event => step(event, tiles);
   if (focused?.isConnected && root.activeElement !== focused) focused.focus({ preventScroll: true });
+  stop(tiles, root.activeElement?.classList.contains('tile') ? root.activeElement : tiles.querySelector('.tile'));
 }
 """
 

@@ -27,7 +27,7 @@ PAPERS = {
 }
 SPLITS = {"by_subject": "split by subject", "official": "official test set", "image_level": "split by image"}
 STATES = {
-    "queued": "waiting",
+    "queued": "starting",
     "running": "running",
     "stopping": "stopping",
     "stopped": "stopped",
@@ -150,9 +150,14 @@ def choose_recipe() -> tuple[str, Recipe] | None:
     with components.said():
         recipes = jobs.shipped_recipes()
         papers = sorted({recipe.paper for recipe in recipes.values()})
-        paper = st.selectbox("From", papers, format_func=lambda p: PAPERS.get(p, f"Paper {p}"))
+        paper = st.selectbox("From", papers, format_func=lambda p: PAPERS.get(p, f"Paper {p}"), **state.keep("paper", papers))
         names = sorted((n for n, recipe in recipes.items() if recipe.paper == paper), key=lambda n: (n != "best", n))
-        name = st.selectbox("Recipe", names, format_func=lambda n: f"{recipes[n].title}, {SPLITS[recipes[n].protocol]}")
+        name = st.selectbox(
+            "Recipe",
+            names,
+            format_func=lambda n: f"{recipes[n].title}, {SPLITS[recipes[n].protocol]}",
+            **state.keep("recipe", names),
+        )
         shipped = recipes[name]
         st.caption(shipped.summary)
         changes = _numbers(MAIN, shipped, name)
@@ -162,7 +167,12 @@ def choose_recipe() -> tuple[str, Recipe] | None:
             changes |= _numbers(AUGMENT, shipped, name)
             mirrors = {"": "none", "horizontal": "left and right", "both": "both axes"}
             changes["flip"] = st.selectbox(
-                "Mirroring", mirrors, index=list(mirrors).index(shipped.flip), format_func=mirrors.get, key=f"{name} flip"
+                "Mirroring",
+                mirrors,
+                index=list(mirrors).index(shipped.flip),
+                format_func=mirrors.get,
+                key=f"{name} flip",
+                persist_state="session",
             )
             if shipped.grow_from:
                 st.caption("Its weights are grown from an ImageNet MobileNetV2's, on each fold's training cells.")
@@ -173,9 +183,12 @@ def choose_recipe() -> tuple[str, Recipe] | None:
                     starts,
                     format_func=lambda w: {"": "random", "imagenet": "ImageNet, fetched by Keras"}.get(w, w),
                     key=f"{name} weights",
+                    persist_state="session",
                 )
             if shipped.teacher and not shipped.teach_epochs:  # lessons are nothing without their teacher
-                kept = st.checkbox("Learn from an ImageNet MobileNetV2, too", value=True, key=f"{name} teacher")
+                kept = st.checkbox(
+                    "Learn from an ImageNet MobileNetV2, too", value=True, key=f"{name} teacher", persist_state="session"
+                )
                 changes["teacher"] = shipped.teacher if kept else ""
         recipe = dataclasses.replace(shipped, **changes)
         _show_changes(shipped, recipe)
@@ -199,6 +212,7 @@ def _numbers(settings: tuple[Setting, ...], shipped: Recipe, name: str) -> dict:
             format=setting.form,
             help=setting.text or None,
             key=f"{name} {setting.field}",
+            persist_state="session",
         )
         found[setting.field] = given if value == given else value  # an int stays one
     return found
@@ -216,6 +230,7 @@ def _held_out(shipped: Recipe, name: str, folds: int) -> dict:
         index=list(ways).index(shipped.folds_by),
         format_func=ways.get,
         key=f"{name} folds_by",
+        persist_state="session",
         help="By chance and by stain say how much a figure owes to who is tested.",
     )
     every = ["each fold in turn", *range(folds)]
@@ -226,6 +241,7 @@ def _held_out(shipped: Recipe, name: str, folds: int) -> dict:
         index=every.index(given),
         format_func=lambda k: f"each fold in turn: {folds} networks" if k == every[0] else f"fold {k} alone: 1 network",
         key=f"{name} held {folds}",
+        persist_state="session",
     )
     if held != every[0]:
         return {"folds_by": by, "test_folds": [held], "refit": False}
@@ -233,6 +249,7 @@ def _held_out(shipped: Recipe, name: str, folds: int) -> dict:
         "Then one more, on all subjects, to read cells with",
         value=shipped.refit,
         key=f"{name} refit",
+        persist_state="session",
         help="Without it the run measures the recipe, and leaves no network that could become the default.",
     )
     return {"folds_by": by, "test_folds": shipped.test_folds if len(shipped.test_folds) > 1 else [], "refit": refit}
@@ -262,16 +279,20 @@ def offer_run(data: tuple[Path, Cells] | None, chosen: tuple[str, Recipe] | None
         return
     (folder, cells), (name, recipe) = data, chosen
     with components.said():
-        st.markdown(jobs.describe_split(recipe, cells))
-        title = st.text_input("Name of the run", name, max_chars=60, key=f"{name} title")
+        split = st.container()
+        title = st.text_input("Name of the run", name, max_chars=60, key=f"{name} title", persist_state="session")
         tiny = st.checkbox(
             "Tiny: two cells a subject, 96 px, two epochs", help="Minutes on any machine. It shows that all works."
         )
+        split.markdown(jobs.describe_split(recipe.tiny() if tiny else recipe, cells))
+        asked = (str(folder), tiny, dataclasses.asdict(recipe))
         if st.button("Start", type="primary", width="stretch"):
             run = jobs.start_run(recipe, folder, title, tiny=tiny)
             state.watch(run.name)
+            state.remember("started", asked, run.name)
             st.rerun()
-        asked = (str(folder), tiny, dataclasses.asdict(recipe))
+        if started := state.remembered("started", asked):
+            st.markdown(f"**Started: {components.plain(started)}.** Watch it below.")
         tried = state.remembered("tried", asked)
         if tried is None and st.button("Try it: time and augmented cells", width="stretch"):
             with st.spinner("Measuring a training step; this takes about a minute"):
@@ -296,7 +317,7 @@ def choose_run(runs: list[Run]) -> tuple[Run, list[str]]:
     name = one.selectbox(
         "Run",
         named,
-        format_func=lambda n: f"{n}, {STATES.get(named[n].state, named[n].state)}",
+        format_func=lambda n: f"{n}, {_state(named[n])}",
         **state.keep("watched", list(named)),
     )
     rest = [n for n in named if n != name]
@@ -308,16 +329,16 @@ def choose_run(runs: list[Run]) -> tuple[Run, list[str]]:
 
 def watch(run: Run, others: list[str]) -> None:
     """All about one run; looks again every two seconds while it lives."""
-    st.fragment(_watch, run_every=_EVERY if run.alive else None)(run.name, others, run.alive)
+    st.fragment(_watch, run_every=_EVERY if run.alive else None)(run.name, others, _state(run))
 
 
-def _watch(name: str, others: list[str], alive: bool) -> None:
+def _watch(name: str, others: list[str], before: str) -> None:
     try:
         run = jobs.read_run(name)
         compared = [jobs.read_run(other) for other in others]
     except BlastoscopeError:  # deleted, by another person
         st.rerun()
-    if run.alive != alive:
+    if _state(run) != before:  # the boxes around say it, too
         st.rerun()
     words, buttons = st.columns([3, 1], vertical_alignment="center")
     with words:
@@ -328,7 +349,7 @@ def _watch(name: str, others: list[str], alive: bool) -> None:
     log = st.container()
     if run.alive or any(histories.values()):
         with log:
-            _curves(histories)
+            _curves(run, histories)
             dots, log = st.columns([3, 2])
         with dots:
             _subjects(run)
@@ -338,20 +359,24 @@ def _watch(name: str, others: list[str], alive: bool) -> None:
         st.code("\n".join(lines) or "Nothing yet.", language=None, height=300, wrap_lines=True)
 
 
-def _curves(histories: dict[str, list[dict]]) -> None:
+def _curves(run: Run, histories: dict[str, list[dict]]) -> None:
     shown = st.segmented_control(
         "Figure", FIGURES, default="auroc", format_func=FIGURES.get, required=True, key="figure", label_visibility="collapsed"
     )
     with st.container(border=True, height=440):  # its place is kept while it is empty
         if any(histories.values()):
             st.plotly_chart(figures.curves(histories, shown, FIGURES[shown]), key="curves", config={"displayModeBar": False})
+        elif run.recipe and not run.recipe.epochs + run.recipe.teach_epochs:
+            st.caption("No curves: this recipe fits regressions and trains no epochs. The log tells how far it is.")
         else:
             st.caption("The curves begin after the first epoch.")
 
 
 def _subjects(run: Run) -> None:
     st.markdown("###### Validation subjects: mean P(ALL) (blue HEM, orange ALL)")
-    if rows := run.subjects():
+    if not _validates(run):
+        st.caption("None: this recipe has no validation cells, so a curve is of its training loss.")
+    elif rows := run.subjects():
         latest = [row for row in rows if row["fold"] == rows[-1]["fold"]]
         st.plotly_chart(figures.subject_paths(latest), key="subject paths", config={"displayModeBar": False})
     else:
@@ -363,11 +388,13 @@ def _headline(run: Run) -> None:
     if run.alive:
         part, text = _progress(run)
         st.progress(part, text=text)
-        st.caption(" · ".join(line for line in (_best(run) or "No epoch was validated yet", resources.gpu_use()) if line))
+        best = _best(run) or ("No epoch was validated yet" if _validates(run) else "")
+        st.caption(" · ".join(line for line in (best, resources.gpu_use()) if line))
         return
     if run.state == "finished":
         where = run.told.get("device", "this machine").split(":")[0].upper()
-        st.markdown(f"**Finished** in {in_words(run.told.get('seconds', 0))} on {where}. {_best(run)}.")
+        best = f" {best}." if (best := _best(run)) else ""
+        st.markdown(f"**Finished** in {in_words(run.told.get('seconds', 0))} on {where}.{best}")
         return
     word, message = _state(run).capitalize(), components.plain(run.message)
     st.markdown(f"**{message}**" if message.startswith(word) else f"**{word}.** {message}")
@@ -383,7 +410,7 @@ def _described(run: Run) -> tuple[str, str]:
 
 
 def _state(run: Run) -> str:
-    return STATES.get(run.state, run.state)
+    return "waiting" if run.waiting else STATES.get(run.state, run.state)
 
 
 def _progress(run: Run) -> tuple[float, str]:
@@ -404,6 +431,13 @@ def _progress(run: Run) -> tuple[float, str]:
     text = f"finishing after epoch {p['epoch']}" if run.finishing else text
     text = "stopping after this batch" if run.state == "stopping" else text
     return min(1.0, (p["folds_done"] + done / steps) / p["folds_total"]), text.capitalize()
+
+
+def _validates(run: Run) -> bool:
+    """Whether its recipe, as far as it can be read, measures validation cells after each epoch."""
+    recipe = run.recipe
+    held = recipe is None or (recipe.shares[1] > 0 if recipe.protocol == "image_level" else recipe.validation)
+    return held and (recipe is None or recipe.epochs > 0)
 
 
 def _best(run: Run) -> str:

@@ -218,6 +218,12 @@ def test_tiles_are_buttons_in_a_list_and_the_focus_stays_while_cells_come_in(pag
     page.get_by_text(re.compile(r"cells\. Click a cell")).wait_for()
     assert _tiles(page).count() > before
     assert title and page.evaluate(focused) == title
+    assert page.locator("button.tile[tabindex='0']").count() == 1
+    titles = _tiles(page).evaluate_all("tiles => tiles.map(tile => tile.title)")
+    across = _tiles(page).evaluate_all("tiles => tiles.filter(tile => tile.offsetTop === tiles[0].offsetTop).length")
+    for key, place in (("Home", 0), ("ArrowRight", 1), ("ArrowDown", 1 + across), ("ArrowLeft", across), ("ArrowUp", 0)):
+        page.keyboard.press(key)
+        assert page.evaluate(focused) == titles[place], key
 
 
 def test_what_is_taken_out_of_the_uploader_leaves_the_case_and_only_that(page, data_root):

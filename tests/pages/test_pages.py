@@ -70,10 +70,10 @@ def test_case_shows_a_patient_card_a_table_and_refusals(app, cells):
     upload(app, [*cells, *bad])
     refused, table = (d.value for d in app.dataframe)
     assert set(refused["file"]) == {"broken.png", "empty.bmp"}
-    assert "0 bytes" in " ".join(refused["note"])
+    assert "0 bytes" in " ".join(refused["reason"])
     titles = [line for line in words(app).splitlines() if line.startswith("#####")]
-    assert titles == [f"##### Patient: {name}" for name in ("11", "H12", "unnamed patient")]
-    assert "**No cell could be read**" in words(app) and "\n2 files refused.\n" in words(app)
+    assert titles == [f"##### Patient: {name}" for name in ("11", "H12")]
+    assert "No cell could be read of: unnamed patient." in words(app)
     assert len(table) == 44
     assert table["P(ALL)"].between(0, 1).all()
     assert table["P(ALL)"].is_monotonic_decreasing
@@ -215,14 +215,14 @@ def test_a_zip_gives_its_cells_by_folder(app, cells):
         archive.writestr("../evil.webp", cells[0][1])
     upload(app, [("ward.zip", buffer.getvalue(), "application/zip")])
     assert list(app.dataframe[-1].value["patient"]) == ["ward / Anna"] * 4
-    assert "outside the ZIP" in app.dataframe[0].value["note"][0]
+    assert "outside the ZIP" in app.dataframe[0].value["reason"][0]
 
 
 def test_only_bad_files_leave_a_page_that_says_so(app):
     buffer = io.BytesIO()
     Image.new("RGB", (450, 450)).save(buffer, "PNG")
     upload(app, [("black.png", buffer.getvalue(), "image/png")])
-    assert "no cell" in app.dataframe[0].value["note"][0]
+    assert "no cell" in app.dataframe[0].value["reason"][0] and "**No cell could be read**" in words(app)
 
 
 def test_a_patient_whose_every_file_was_refused_stays_in_the_table(app, cells):
@@ -235,6 +235,14 @@ def test_a_patient_whose_every_file_was_refused_stays_in_the_table(app, cells):
     box(app.selectbox, "Patient").set_value("E").run()
     assert not app.exception
     assert "##### Patient: E" in words(app) and "**No cell could be read**" in words(app)
+
+
+def test_stray_files_are_no_patients_for_whom_the_cards_would_give_way(app, cells):
+    files = [(f"{'ABC'[i // 2]}/{i}.webp", data, mime) for i, (_, data, mime) in enumerate(cells[:6])]
+    upload(app, [*files, ("ward/notes.txt", b"notes", "text/plain"), ("results.xlsx", b"PK", "")])
+    headings = [line for line in words(app).splitlines() if line.startswith("##### Patient")]
+    assert headings == ["##### Patient: A", "##### Patient: B", "##### Patient: C"]
+    assert "No cell could be read of: ward, unnamed patient." in words(app)
 
 
 def test_notes_stand_on_the_card_and_most_of_them_leave_no_answer(app, cells):

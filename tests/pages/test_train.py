@@ -110,6 +110,26 @@ def test_changes_are_shown_against_the_shipped_recipe_and_checked(page):
     assert not [b for b in app.button if b.label == "Start"]
 
 
+def test_changes_to_a_recipe_survive_another_page(page):
+    app = choose(page(), "000", "vanilla_3c1d_by_subject")
+    use(app, "number_input", "Epochs", 7)
+    use(app, "number_input", "Rotation", 45)
+    use(app, "selectbox", "Subjects in the folds", "chance")
+    use(app, "selectbox", "Held out", 1)
+    app.switch_page("pages/models.py").run()
+    app.switch_page("pages/train.py").run()
+    assert not app.exception
+    changed = next(line for line in words(app).splitlines() if line.startswith("Changed: "))
+    assert all(f"**{value}**" in changed for value in ("7", "45", "chance", r"[1]")), changed
+
+
+def test_a_tiny_run_is_told_as_it_is(page):
+    app = choose(page(), "", "mobilenet_v2")
+    assert "Split by subject into 5 folds; each is held out in turn; one more" in words(app)
+    one(app.checkbox, "Tiny").check().run()
+    assert "Split by subject into 3 folds; fold 0 is held out." in words(app)
+
+
 def test_subjects_are_put_into_folds_as_chosen(page):
     app = choose(page(), "000", "vanilla_3c1d_by_subject")
     assert "folds; each is held out in turn" in words(app) and "As shipped" in words(app)
@@ -147,7 +167,7 @@ def test_a_run_is_started_watched_stopped_and_finished_here(page, wait_for):
     click(app, "Start")
     run = jobs.read_run("my-run")
     assert run.alive and run.recipe.epochs == 900 and run.recipe.input_size == 48
-    assert "2X2C1D" in words(app)
+    assert "2X2C1D" in words(app) and "**Started: my\\-run.** Watch it below." in words(app)
     wait_for(lambda: jobs.read_run("my-run").history())
 
     app = page()  # reloaded
@@ -213,6 +233,17 @@ def test_a_run_that_ended_early_says_what_happened_and_offers_to_go_on(state, pa
     shown = words(app).replace("\\", "")
     assert ("Disk full." if state == "failed" else "It ended without a word") in shown
     assert one(app.button, "Resume") and not [b for b in app.button if b.label == "Make it the default"]
+
+
+def test_a_run_without_epochs_or_validation_cells_promises_none(page, first):
+    recipe = (first / "recipe.toml").read_text().replace("epochs = 2", "epochs = 0\nprobe = 1e-3\nvalidation = false")
+    (first / "recipe.toml").write_text(recipe)
+    header, *rows = (first / "history.csv").read_text().splitlines()
+    kept = [name in ("fold", "epoch", "seconds") for name in header.split(",")]
+    emptied = [",".join(v if keep else "" for v, keep in zip(row.split(","), kept, strict=True)) for row in rows]
+    (first / "history.csv").write_text("\n".join([header, *emptied]) + "\n")
+    shown = words(page())
+    assert "**Finished** in" in shown and " on CPU.\n" in shown and "validated" not in shown and "Best" not in shown
 
 
 def test_a_run_split_by_image_is_neither_compared_nor_promoted(page, first):
