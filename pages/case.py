@@ -67,7 +67,8 @@ with people:
     if len(read) > CARDS:
         components.patient_table(patients, card)
     elif unread := [components.plain(name) for name in patients if name not in read]:
-        st.caption(f"No cell could be read of: {', '.join(unread)}.")
+        more = f" and {len(unread) - 5:,} more" if len(unread) > 5 else ""
+        st.caption(f"No cell could be read of: {', '.join(unread[:5])}{more}.")
     shown = ""  # no patient's name
     if len(patients) > 1:
         options = [shown, *patients]

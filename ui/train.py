@@ -393,8 +393,8 @@ def _headline(run: Run) -> None:
         return
     if run.state == "finished":
         where = run.told.get("device", "this machine").split(":")[0].upper()
-        best = f" {best}." if (best := _best(run)) else ""
-        st.markdown(f"**Finished** in {in_words(run.told.get('seconds', 0))} on {where}.{best}")
+        sentences = f"**Finished** in {in_words(run.told.get('seconds', 0))} on {where}", _best(run)
+        st.markdown(" ".join(f"{sentence}." for sentence in sentences if sentence))
         return
     word, message = _state(run).capitalize(), components.plain(run.message)
     st.markdown(f"**{message}**" if message.startswith(word) else f"**{word}.** {message}")
@@ -436,8 +436,9 @@ def _progress(run: Run) -> tuple[float, str]:
 def _validates(run: Run) -> bool:
     """Whether its recipe, as far as it can be read, measures validation cells after each epoch."""
     recipe = run.recipe
-    held = recipe is None or (recipe.shares[1] > 0 if recipe.protocol == "image_level" else recipe.validation)
-    return held and (recipe is None or recipe.epochs > 0)
+    if recipe is None:
+        return True
+    return recipe.epochs > 0 and (recipe.shares[1] > 0 if recipe.protocol == "image_level" else recipe.validation)
 
 
 def _best(run: Run) -> str:
