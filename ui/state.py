@@ -460,9 +460,14 @@ def rotations_box(measured: int) -> dict:
 
 
 def keep(key: str, options: Sequence) -> dict:
-    """Arguments of a widget whose choice survives a change of page; the first option stands in for one that is gone."""
+    """As `stay`, of a box with options; the first one stands in for a choice that is gone."""
     chosen = st.session_state.get(key)
     st.session_state[key] = chosen if chosen in options else options[0]
+    return stay(key)
+
+
+def stay(key: str) -> dict:
+    """Arguments of a widget whose value survives a change of page."""
     return {"key": key, "persist_state": "session"}
 
 

@@ -118,22 +118,8 @@ MAIN = (
     Setting(field="batch_size", label="Batch (cells)", low=1, high=1024, step=1, text="Is halved where memory is short"),
     Setting(field="learning_rate", label="Learning rate", low=1e-7, high=1.0, step=1e-5, text="Its peak", form="%.2g"),
     Setting(field="input_size", label="Input (pixels)", low=32, high=600, step=1, text="Cells are resized to it"),
-    Setting(
-        field="patience",
-        label="Patience (epochs)",
-        low=0,
-        high=1000,
-        step=1,
-        text="Without a gain; 0: never stop",
-    ),
-    Setting(
-        field="folds",
-        label="Folds",
-        low=3,
-        high=20,
-        step=1,
-        text="Parts with subjects of their own; of no effect when split by image",
-    ),
+    Setting(field="patience", label="Patience (epochs)", low=0, high=1000, step=1, text="Without a gain; 0: never stop"),
+    Setting(field="folds", label="Folds", low=3, high=20, step=1, text="Parts of the subjects; no effect when split by image"),
     Setting(field="seed", label="Seed", low=0, high=2**31 - 1, step=1, text="Of splits, weights and draws"),
 )
 AUGMENT = (
@@ -171,8 +157,7 @@ def choose_recipe() -> tuple[str, Recipe] | None:
                 mirrors,
                 index=list(mirrors).index(shipped.flip),
                 format_func=mirrors.get,
-                key=f"{name} flip",
-                persist_state="session",
+                **state.stay(f"{name} flip"),
             )
             if shipped.grow_from:
                 st.caption("Its weights are grown from an ImageNet MobileNetV2's, on each fold's training cells.")
@@ -182,13 +167,10 @@ def choose_recipe() -> tuple[str, Recipe] | None:
                     "Weights at the start",
                     starts,
                     format_func=lambda w: {"": "random", "imagenet": "ImageNet, fetched by Keras"}.get(w, w),
-                    key=f"{name} weights",
-                    persist_state="session",
+                    **state.stay(f"{name} weights"),
                 )
             if shipped.teacher and not shipped.teach_epochs:  # lessons are nothing without their teacher
-                kept = st.checkbox(
-                    "Learn from an ImageNet MobileNetV2, too", value=True, key=f"{name} teacher", persist_state="session"
-                )
+                kept = st.checkbox("Learn from an ImageNet MobileNetV2, too", value=True, **state.stay(f"{name} teacher"))
                 changes["teacher"] = shipped.teacher if kept else ""
         recipe = dataclasses.replace(shipped, **changes)
         _show_changes(shipped, recipe)
@@ -211,8 +193,7 @@ def _numbers(settings: tuple[Setting, ...], shipped: Recipe, name: str) -> dict:
             step=kind(setting.step),
             format=setting.form,
             help=setting.text or None,
-            key=f"{name} {setting.field}",
-            persist_state="session",
+            **state.stay(f"{name} {setting.field}"),
         )
         found[setting.field] = given if value == given else value  # an int stays one
     return found
@@ -229,8 +210,7 @@ def _held_out(shipped: Recipe, name: str, folds: int) -> dict:
         ways,
         index=list(ways).index(shipped.folds_by),
         format_func=ways.get,
-        key=f"{name} folds_by",
-        persist_state="session",
+        **state.stay(f"{name} folds_by"),
         help="By chance and by stain say how much a figure owes to who is tested.",
     )
     every = ["each fold in turn", *range(folds)]
@@ -240,16 +220,14 @@ def _held_out(shipped: Recipe, name: str, folds: int) -> dict:
         every,
         index=every.index(given),
         format_func=lambda k: f"each fold in turn: {folds} networks" if k == every[0] else f"fold {k} alone: 1 network",
-        key=f"{name} held {folds}",
-        persist_state="session",
+        **state.stay(f"{name} held {folds}"),
     )
     if held != every[0]:
         return {"folds_by": by, "test_folds": [held], "refit": False}
     refit = st.checkbox(
         "Then one more, on all subjects, to read cells with",
         value=shipped.refit,
-        key=f"{name} refit",
-        persist_state="session",
+        **state.stay(f"{name} refit"),
         help="Without it the run measures the recipe, and leaves no network that could become the default.",
     )
     return {"folds_by": by, "test_folds": shipped.test_folds if len(shipped.test_folds) > 1 else [], "refit": refit}
@@ -280,7 +258,7 @@ def offer_run(data: tuple[Path, Cells] | None, chosen: tuple[str, Recipe] | None
     (folder, cells), (name, recipe) = data, chosen
     with components.said():
         split = st.container()
-        title = st.text_input("Name of the run", name, max_chars=60, key=f"{name} title", persist_state="session")
+        title = st.text_input("Name of the run", name, max_chars=60, **state.stay(f"{name} title"))
         tiny = st.checkbox(
             "Tiny: two cells a subject, 96 px, two epochs", help="Minutes on any machine. It shows that all works."
         )
@@ -375,7 +353,7 @@ def _curves(run: Run, histories: dict[str, list[dict]]) -> None:
 def _subjects(run: Run) -> None:
     st.markdown("###### Validation subjects: mean P(ALL) (blue HEM, orange ALL)")
     if not _validates(run):
-        st.caption("None: this recipe has no validation cells, so a curve is of its training loss.")
+        st.caption("None: this recipe measures no validation cells between epochs. Curves are of its training loss.")
     elif rows := run.subjects():
         latest = [row for row in rows if row["fold"] == rows[-1]["fold"]]
         st.plotly_chart(figures.subject_paths(latest), key="subject paths", config={"displayModeBar": False})

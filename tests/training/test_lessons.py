@@ -122,6 +122,7 @@ def test_lessons_then_a_regression(start, small_teacher, data, tmp_path):
     assert "without labels" in card.training["teacher"] and "start.weights.h5" in card.training["teacher"]
     assert card.training["cells_drawn"] == 2 * 16 and card.training["validation_auroc"] is None
     assert card.split["seen_unlabelled"] == ["fold_0", "fold_2"]
+    assert card.split["sentence"].startswith("Measured on subjects whose labels the network never saw;")
     assert "had been shown pictures of these subjects, those of fold_1 excepted" in card.split["sentence"]
     with (folder / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
