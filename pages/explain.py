@@ -50,14 +50,7 @@ with words:
         f"{cam.shape[0]} × {cam.shape[1]} values, enlarged "
         f"smoothly to {card.framing.crop} × {card.framing.crop} px. It shows where evidence came from, not what it means."
     )
-with picture:
-    st.image(
-        overlay_cam(components.enlarge(seen), cam, opacity),
-        caption=f"{components.plain(cell.file)} · {card.framing.crop} px window at native scale, with what speaks for {label}",
-        width="stretch",
-        alt=f"the cell under a heat map of what speaks for {label}",
-    )
-    original, network_input = st.columns(2)
+    original, network_input, _ = st.columns(3)
     original.image(components.enlarge(seen), caption="The cell", width="stretch", alt="the cell at native scale")
     size = min(member.framing.size for member in members)
     network_input.image(
@@ -65,6 +58,13 @@ with picture:
         caption=f"Fed to {components.sizes_in_words(members)}, 8-bit RGB",
         width="stretch",
         alt="the cell as the network gets it",
+    )
+with picture:
+    st.image(
+        overlay_cam(components.enlarge(seen), cam, opacity),
+        caption=f"{components.plain(cell.file)} · {card.framing.crop} px window at native scale, with what speaks for {label}",
+        width="stretch",
+        alt=f"the cell under a heat map of what speaks for {label}",
     )
 if case.synthetic and components.is_demo(cell):
     st.caption("This cell is **synthetic**: generated, no person's.")

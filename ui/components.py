@@ -41,18 +41,17 @@ def said():
         st.warning(plain(str(error)), icon=None)
 
 
-def choose_checkpoint(label: str = "Network") -> Card:
+def choose_checkpoint() -> Card:
     """Select box of bundled checkpoints; a change has the case scored again."""
     name = st.selectbox(
-        label,
+        "Network",
         [card.name for card in resources.cards()],
-        format_func=lambda n: (
-            f"{resources.card(n).title} · AUROC {resources.card(n).metrics['auroc'][0]:.2f} "
-            f"on {tested_on(resources.card(n), 'subjects')}"
-        ),
+        format_func=lambda n: resources.card(n).title,
         **state.network_box(),
     )
-    return resources.card(name)
+    card = resources.card(name)
+    st.caption(f"AUROC {figure_with_interval(card.metrics['auroc'])} on {tested_on(card, 'subjects')}")
+    return card
 
 
 def choose_member(card: Card) -> Card:
