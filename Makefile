@@ -42,6 +42,7 @@ bench: $(VENV)/dev.stamp  ## print the benchmark tables (needs BLASTOSCOPE_DATA)
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.size_alone
 	$(BIN)/python -m benchmarks.folds
+	$(BIN)/python -m benchmarks.patients
 	$(BIN)/python -m benchmarks.imaging
 	$(BIN)/python -m benchmarks.compression
 	$(BIN)/python -m benchmarks.unlike

@@ -14,7 +14,7 @@ from model_zoo import Card
 # is quoted for marrow blasts; C-NMC itself cannot validate shares, see docs/decisions/0005.
 BLAST_LINE = 0.20
 MIN_CELLS = 20
-_DRAWS, _SHARES = 400, 501  # of held-out subjects; from 0 to 1
+_RATES, _SHARES = 20, 501  # quantiles of persons' error rates; shares from 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class PatientSummary:
     Attributes:
         n, called: cells scored, and of them called ALL.
         fraction: called / n, with its 95% Wilson interval `low`..`high`.
-        corrected: the share of ALL cells if these cells are misread as often as the average unseen subject's
-            (median, and 95% interval `corrected_low`..`corrected_high`, in 0..1). Single persons differ more.
+        corrected: the share of ALL cells if these cells are misread like those of one held-out subject or another
+            (median, and 95% interval `corrected_low`..`corrected_high`, in 0..1).
         verdict: "consistent with ALL", "indeterminate" or "not consistent with ALL".
         reason: why, in one sentence.
     """
@@ -63,13 +63,13 @@ def carries_weight(note: str) -> bool:
     return bool(HARMLESS.sub("", note).strip("; "))
 
 
-def summarize_patient(p_all, card: Card, *, noted: int = 0, measures=(), seed: int = 0) -> PatientSummary:
+def summarize_patient(p_all, card: Card, *, noted: int = 0, measures=()) -> PatientSummary:
     """Fraction of one patient's cells called ALL, corrected for the checkpoint's errors on unseen subjects.
 
     The correction is Rogan & Gladen's (1978, Am J Epidemiol 107:71-76), (fraction - fpr) / (tpr - fpr), as Bayesians make it
     (Gelman & Carpenter 2020, J R Stat Soc C 69:1269-1283), so that few cells say little also where the plain formula ends
-    at 0 or 1. Its interval carries the counting error and the uncertainty of sensitivity and specificity (held-out
-    subjects drawn with replacement).
+    at 0 or 1. Its interval carries the counting error, and that nobody knows as whose of the held-out subjects this person's
+    cells are misread: persons differ far more than the mean of their error rates is uncertain.
 
     Args:
         p_all: float (n,), calibrated probabilities in [0, 1].
@@ -85,7 +85,7 @@ def summarize_patient(p_all, card: Card, *, noted: int = 0, measures=(), seed: i
         raise ValueError(f"p_all must be non-empty, 1-D and within [0, 1]. Received: shape {p_all.shape}")
     n, called = len(p_all), int((p_all >= card.threshold).sum())
     low, high = wilson_interval(called, n)
-    corrected, corrected_low, corrected_high = _correct(called, n, card.subjects, np.random.default_rng(seed))
+    corrected, corrected_low, corrected_high = _correct(called, n, card.subjects)
     verdict, reason = _answer(n, noted, measures, low, high, corrected_low, corrected_high, card)
     return PatientSummary(
         n=n,
@@ -117,7 +117,11 @@ def _answer(n, noted, measures, low, high, corrected_low, corrected_high, card: 
     if 2 * noted > n:
         return "indeterminate", "More than half of the cells carry a note: the network's figures may not hold for them."
     read = {value: [k / m for _, y_true, m, k in card.subjects if y_true == value and m >= MIN_CELLS] for value in (1, 0)}
-    highest_hem, lowest_all = max(read[0], default=1.0), min(read[1], default=0.0)
+    if not (read[0] and read[1]):
+        return "indeterminate", (
+            f"The network was measured on too few persons with {MIN_CELLS} cells or more of each class to answer for a patient."
+        )
+    highest_hem, lowest_all = max(read[0]), min(read[1])
     unseen = "whose label the network had never seen" if card.split.get("seen_unlabelled") else "the network had never seen"
     if corrected_low >= BLAST_LINE:
         if low > highest_hem:
@@ -138,15 +142,21 @@ def _answer(n, noted, measures, low, high, corrected_low, corrected_high, card: 
     return "indeterminate", f"With the network's errors taken out, the share may lie below {BLAST_LINE:.0%} or above."
 
 
-def _correct(called: int, n: int, subjects: list, rng: np.random.Generator) -> tuple[float, float, float]:
+def _correct(called: int, n: int, subjects: list) -> tuple[float, float, float]:
     """Median and 95% interval of the share of ALL cells: what the count leaves of a uniform prior over 0..1.
 
-    Averaged over draws of held-out subjects, so these cells say nothing about the network's error rates. A draw gives the
-    average person's rates: the interval does not hold how much single persons differ from it.
+    Averaged over pairs of what one held-out subject with ALL and one healthy one show of the network's error rates; the
+    patient's own cells say nothing about these. Subjects with fewer than MIN_CELLS cells count where there are no others.
     """
-    rates = {value: np.array([k / m for _, y_true, m, k in subjects if y_true == value]) for value in (1, 0)}
-    tpr, fpr = (rng.choice(rates[value], (_DRAWS, len(rates[value]))).mean(1) for value in (1, 0))
-    # a draw whose network does not separate the classes says nothing about the share
+    rates = []
+    for value in (1, 0):
+        of = [(m, k / m) for _, y_true, m, k in subjects if y_true == value]
+        of = [rate for m, rate in of if m >= MIN_CELLS] or [rate for _, rate in of]
+        if not of:  # nothing is known of the network's errors, so nothing of the share
+            return 0.5, 0.0, 1.0
+        rates.append(np.quantile(of, (np.arange(_RATES) + 0.5) / _RATES))
+    tpr, fpr = (rate.ravel() for rate in np.meshgrid(*rates))
+    # a pair that the network does not tell apart says nothing about the share
     gap = np.where(tpr - fpr > 0.05, tpr - fpr, 0)
     share = np.linspace(0, 1, _SHARES)
     p_called = np.clip(fpr[:, None] + share * gap[:, None], 1e-9, 1 - 1e-9)

@@ -22,6 +22,7 @@ from ui import figures, resources, state
 from ui.state import Patient
 
 INTENDED_USE = "Research and education — not a medical device."
+PERSONS_DIFFER = "Persons differ much, so the interval is wide."
 CAVEATS = "Of the cells supplied; not a marrow differential. Flow cytometry decides."
 
 
@@ -194,8 +195,8 @@ def patient_card(name: str, patient: Patient, card: Card) -> None:
             if summary:
                 reason = "" if patient.waiting else f"{summary.reason} "
                 st.caption(
-                    f"{reason}Corrected for how often the average unseen person's cells are misread: "
-                    f"{_corrected(summary)} of the cells are ALL; persons differ more. {CAVEATS}"
+                    f"{reason}Corrected for how often cells of persons outside the network's training are misread: "
+                    f"{_corrected(summary)} of the cells are ALL. {PERSONS_DIFFER} {CAVEATS}"
                 )
         if summary:
             plot.plotly_chart(
@@ -250,8 +251,8 @@ def patient_table(patients: dict[str, Patient], card: Card) -> None:
         },
     )
     st.caption(
-        "Corrected: the share of cells that are ALL if the patient's are misread as often as the average unseen person's, with "
-        f"its 95% interval; persons differ more. {CAVEATS}"
+        "Corrected: the share of cells that are ALL if the patient's are misread like those of persons outside the network's "
+        f"training, with its 95% interval. {PERSONS_DIFFER} {CAVEATS}"
     )
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,9 +7,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binomtest
 
+import model_zoo
 from inference.gate import inspect_cell
 from inference.images import decode_image
 from inference.patients import BLAST_LINE, MIN_CELLS, summarize_patient, wilson_interval
+from training.compare import read_predictions
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 few = settings(max_examples=60, deadline=None)
@@ -127,6 +131,41 @@ def test_few_cells_say_little_even_if_all_are_called_alike(make_card):
     none, every = (summarize_patient(called(k, 8), card) for k in (0, 8))
     assert none.corrected_low < 0.01 and none.corrected_high > BLAST_LINE
     assert every.corrected_high > 0.99 and every.corrected_low < 0.8
+
+
+def test_a_persons_cells_may_be_misread_like_anyones(make_card):
+    card = make_card(subjects=[["1", 1, 100, 90], ["2", 1, 100, 90], ["H1", 0, 100, 10], ["H2", 0, 100, 30]])
+    summary = summarize_patient(called(1700, 10_000), card)  # of H1's like a tenth, of H2's like none
+    assert summary.corrected_low < 0.01 and summary.corrected_high == pytest.approx((0.17 - 0.1) / 0.8, abs=0.02)
+
+
+def test_mixtures_are_not_told_to_hold_no_blasts():
+    """A person with ALL and a healthy one of C-NMC, mixed: 30 in 100 are blasts, and few intervals may miss that."""
+    card, p_all = _held_out(model_zoo.default_checkpoint())
+    rng, summaries = np.random.default_rng(0), []
+    ill, healthy = ([row[0] for row in card.subjects if row[1] == value and row[2] >= MIN_CELLS] for value in (1, 0))
+    for _ in range(100):
+        one, other = rng.choice(ill), rng.choice(healthy)
+        cells = np.concatenate([rng.choice(p_all[one], 30), rng.choice(p_all[other], 70)])
+        rest = [row for row in card.subjects if row[0] not in (one, other)]
+        summaries.append(summarize_patient(cells, dataclasses.replace(card, subjects=rest)))
+    assert all(s.verdict != "not consistent with ALL" for s in summaries)
+    assert np.mean([s.corrected_low <= 0.3 <= s.corrected_high for s in summaries]) >= 0.85
+
+
+def _held_out(name):
+    """A bundled card, and P(ALL) of each subject's cells out of fold."""
+    checkpoint = model_zoo.find_checkpoint(name)
+    table = read_predictions(checkpoint.path)
+    return checkpoint.card, {subject: table["p_all"][table["subject"] == subject] for subject in set(table["subject"])}
+
+
+@pytest.mark.parametrize("subjects", [[], [["1", 1, 100, 90]], [["1", 1, 15, 14], ["H1", 0, 15, 1]]])
+def test_a_network_measured_on_too_few_persons_answers_nothing(subjects, make_card):
+    for k in (0, 200):
+        summary = summarize_patient(called(k, 200), make_card(subjects=subjects))
+        assert summary.verdict == "indeterminate" and "too few persons" in summary.reason
+        assert 0 <= summary.corrected_low < summary.corrected_high <= 1
 
 
 def test_network_that_tells_nothing_apart_answers_nothing(make_card):
