@@ -34,45 +34,15 @@ def roc_points(y_true, y_score) -> tuple[np.ndarray, np.ndarray]:
     return np.r_[0, negative / max(negative[-1], 1)], np.r_[0, positive / max(positive[-1], 1)]
 
 
-def expected_calibration_error(y_true, p_all, bins: int = ECE_BINS) -> float:
-    """Mean gap between predicted and observed frequency of ALL over equal-width bins. Naeini et al. 2015."""
-    y_true, p_all = np.asarray(y_true, float), np.asarray(p_all, float)
-    index = np.minimum((p_all * bins).astype(int), bins - 1)
-    gaps = np.bincount(index, p_all - y_true, minlength=bins)
-    return float(np.abs(gaps).sum() / len(y_true))
-
-
 def cell_metrics(y_true, p_all, threshold) -> dict[str, float]:
     """Figures at one operating point, or at one for each cell; y_true int (n,), p_all float (n,) calibrated.
 
-    "weighted": the classes' figures averaged by their numbers of cells. NaN where a class is absent.
+    "weighted": the classes' figures averaged by their numbers of cells. "ece": mean gap between predicted and observed
+    frequency of ALL over equal-width bins (Naeini et al. 2015). NaN where a class is absent.
     """
-    y_true, p_all = np.asarray(y_true), np.asarray(p_all)
-    called = p_all >= threshold
-    tp, fn = int((called & (y_true == 1)).sum()), int((~called & (y_true == 1)).sum())
-    tn, fp = int((~called & (y_true == 0)).sum()), int((called & (y_true == 0)).sum())
-
-    def ratio(a, b):
-        return a / b if b else float("nan")
-
-    f1_all, f1_hem = ratio(2 * tp, 2 * tp + fp + fn), ratio(2 * tn, 2 * tn + fp + fn)
-    n = len(y_true)
-
-    def weighted(of_all, of_hem):
-        return float(np.nansum([of_all * (tp + fn), of_hem * (tn + fp)]) / n)
-
-    return {
-        "auroc": auroc(y_true, p_all),
-        "sensitivity": ratio(tp, tp + fn),
-        "specificity": ratio(tn, tn + fp),
-        "accuracy": (tp + tn) / n,
-        "f1": f1_all,
-        "weighted_f1": weighted(f1_all, f1_hem),
-        "weighted_precision": weighted(ratio(tp, tp + fp), ratio(tn, tn + fn)),
-        "weighted_recall": weighted(ratio(tp, tp + fn), ratio(tn, tn + fp)),
-        "brier": float(np.mean((p_all - y_true) ** 2)),
-        "ece": expected_calibration_error(y_true, p_all),
-    }
+    once = np.ones((1, 1)), np.zeros(len(y_true), int)  # all cells as one subject's, drawn once
+    figures = _of_draws(*once, np.asarray(y_true), np.asarray(p_all, float), threshold)
+    return {name: float(value[0]) for name, value in figures.items() if name != "subject_accuracy"}
 
 
 def bootstrap_metrics(y_true, p_all, subjects, threshold, *, draws: int = 2000, seed: int = 0) -> dict[str, list[float]]:

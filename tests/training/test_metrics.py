@@ -8,7 +8,6 @@ from training.metrics import (
     auroc,
     bootstrap_metrics,
     cell_metrics,
-    expected_calibration_error,
     fit_temperature,
     paired_difference,
     reliability,
@@ -44,7 +43,7 @@ def test_figures_are_scikit_learns(case, threshold):
         "weighted_recall": oracle.recall_score(y_true, called, average="weighted"),
         "brier": oracle.brier_score_loss(y_true, p_all),
     }
-    assert found.pop("ece") == pytest.approx(expected_calibration_error(y_true, p_all))
+    assert 0 <= found.pop("ece") <= 1  # by hand below
     assert found == pytest.approx(expected)
 
 
@@ -61,12 +60,15 @@ def test_auroc_of_one_class_is_unknown():
 
 
 def test_calibration_error_by_hand():
-    assert expected_calibration_error([0, 1, 1, 0], [0.0, 1.0, 1.0, 0.0]) == 0
-    assert expected_calibration_error([1, 0], [0.0, 1.0]) == 1
-    assert expected_calibration_error([1, 0, 0, 0], [0.5] * 4) == pytest.approx(0.25)
+    def error(y_true, p_all):
+        return cell_metrics(y_true, p_all, 0.5)["ece"]
+
+    assert error([0, 1, 1, 0], [0.0, 1.0, 1.0, 0.0]) == 0
+    assert error([1, 0], [0.0, 1.0]) == 1
+    assert error([1, 0, 0, 0], [0.5] * 4) == pytest.approx(0.25)
     rng = np.random.default_rng(0)
     p_all = rng.random(200_000)
-    assert expected_calibration_error(rng.random(200_000) < p_all, p_all) < 0.01
+    assert error(rng.random(200_000) < p_all, p_all) < 0.01
 
 
 @pytest.fixture(scope="module")
