@@ -77,7 +77,7 @@ class Cells:
         )
 
     def count(self, where: np.ndarray | None = None) -> dict:
-        """Cells and subjects by class, of all or of the chosen positions."""
+        """Cells and subjects by class, of all or of the chosen positions (bool (n,) or int, each once)."""
         y, subjects = (self.y_true, self.subjects) if where is None else (self.y_true[where], self.subjects[where])
         return {
             f"{label}_{what}": int(n)

@@ -240,8 +240,7 @@ class Run:
         self._preparing(0, parts)
         packed = pack_cells(cells, self.recipe.framing, cache=_cache(), progress=self._every(500, "packed", self.log))
         for side in ("training", "validation", "test"):
-            chosen = np.isin(np.arange(len(cells)), getattr(parts[0], side))
-            self.log(f"{parts[0].name} {side:10} {cells.told(chosen)}")
+            self.log(f"{parts[0].name} {side:10} {cells.told(getattr(parts[0], side))}")
         if self.recipe.teach_epochs:
             self._teach(packed, cells, parts)
         results = []
@@ -251,7 +250,7 @@ class Run:
         served = results[0] if len(parts) == 1 else None
         if self.recipe.refit:
             self._preparing(len(parts), parts)
-            served = self._refit(packed, cells, parts, results)
+            served = self._refit(packed, cells, parts)
         return self._finish(cells, parts, results, served)
 
     def _preparing(self, done: int, parts: list[Part]) -> None:
@@ -343,7 +342,7 @@ class Run:
                 if kept:
                     append_rows(file, kept)
 
-    def _refit(self, packed, cells: Cells, parts: list[Part], results: list[dict]) -> dict:
+    def _refit(self, packed, cells: Cells, parts: list[Part]) -> dict:
         """The network that is served: all subjects train it, for as many epochs as the folds did best with, at the median."""
         best = [_best_epoch(self.folder, part, self.recipe) for part in parts]
         epochs = max(1, round(float(np.median(best)))) if self.recipe.epochs else 0
@@ -369,8 +368,7 @@ class Run:
         card = self._card(cells, parts, reported, rows, p_all, threshold, temperature, operating_point, chosen, bool(served))
         card.write(self.folder / "card.json")
         auroc, low, high = card.metrics["auroc"]
-        measured = cells.told(_mask(cells, rows))
-        self.log(f"wrote {self.folder}: AUROC {auroc:.3f} ({low:.3f} to {high:.3f}) on {measured}")
+        self.log(f"wrote {self.folder}: AUROC {auroc:.3f} ({low:.3f} to {high:.3f}) on {cells.told(rows)}")
         return card
 
     def _card(self, cells, parts, reported, rows, p_all, threshold, temperature, operating_point, chosen, served) -> Card:
@@ -417,7 +415,7 @@ class Run:
                 "source": source,
                 "fingerprint": cells.fingerprint,
                 **{
-                    side: cells.count(_mask(cells, np.concatenate([getattr(p, side) for p in parts])))
+                    side: cells.count(np.unique(np.concatenate([getattr(p, side) for p in parts])))
                     for side in ("training", "validation", "test")
                 },
                 "training_subjects": known,
@@ -616,10 +614,6 @@ def calibrate(cells: Cells, rows, logit, *, balanced: bool) -> tuple[float, floa
 def _cache() -> Path:
     """Where verified and packed cells are kept, by content: beside the runs."""
     return model_zoo.runs_folder() / "cache"
-
-
-def _mask(cells: Cells, rows) -> np.ndarray:
-    return np.isin(np.arange(len(cells)), rows)
 
 
 def _best_epoch(folder: Path, part: Part, recipe: Recipe) -> int:
