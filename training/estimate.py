@@ -60,7 +60,7 @@ def _look(recipe: Recipe, data: Path, picture: Path, *, tiny: bool, measure: boo
     rows = np.concatenate([of[np.linspace(0, len(of) - 1, min(16, len(of))).astype(int)] for of in _by_class(cells, rows)])
     few = cells.choose(rows)
     framed = np.stack([_framed(file, recipe.framing) for file in few.files])
-    _draw(recipe, framed[:: len(framed) // SHOWN][:SHOWN], picture)
+    _draw(recipe, framed[np.linspace(0, len(framed) - 1, SHOWN).astype(int)], picture)
     if not measure:
         return {"seconds": None, "sentence": "Not measured: a run holds the device."}
     step, forward, device = _time(run.recipe, framed, few)
