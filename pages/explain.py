@@ -5,6 +5,7 @@ import streamlit as st
 from inference.explain import colorize, describe_cam, describe_size, overlay_cam
 from inference.gate import cell_mask
 from inference.images import crop_cell, frame_cell, resize_cells
+from training.results import tested_on, with_interval
 from ui import components, resources, state
 
 case = state.case()
@@ -23,9 +24,9 @@ with words:
     st.markdown(f"### P(ALL) {components.probability(cell.p_all, card.threshold)}")
     st.markdown(
         f"Called **{cell.call}** at the operating point {card.threshold:.2f}. There, on "
-        f"{components.tested_on(card, 'subjects')}: "
-        f"sensitivity {components.figure_with_interval(card.metrics['sensitivity'])}, "
-        f"specificity {components.figure_with_interval(card.metrics['specificity'])}."
+        f"{tested_on(card, 'subjects')}: "
+        f"sensitivity {with_interval(card.metrics['sensitivity'])}, "
+        f"specificity {with_interval(card.metrics['specificity'])}."
     )
     components.rotations_remark()
     if cell.note:

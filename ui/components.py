@@ -17,7 +17,7 @@ from inference.cells import CellResult, probability
 from inference.engine import Engine
 from inference.patients import PatientSummary, carries_weight, summarize_patient
 from model_zoo import BlastoscopeError, Card
-from training.results import cost, tested_on
+from training.results import cost, tested_on, with_interval
 from ui import figures, resources, state
 from ui.state import Patient
 
@@ -51,7 +51,7 @@ def choose_checkpoint() -> Card:
         **state.network_box(),
     )
     card = resources.card(name)
-    st.caption(f"AUROC {figure_with_interval(card.metrics['auroc'])} on {tested_on(card, 'subjects')}")
+    st.caption(f"AUROC {with_interval(card.metrics['auroc'])} on {tested_on(card, 'subjects')}")
     return card
 
 
@@ -311,11 +311,6 @@ def to_csv(results: list[CellResult], engine: Engine) -> bytes:
     return text.getvalue().encode("utf-8-sig")
 
 
-def figure_with_interval(values: list[float]) -> str:
-    """[estimate, low, high] as `.87 (.79–.93)`."""
-    return f"{values[0]:.2f} ({values[1]:.2f}–{values[2]:.2f})"
-
-
 def plain(text: str) -> str:
     """User text inside Markdown: every character that Markdown, HTML or LaTeX could read is escaped."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:&" else c for c in text)
@@ -363,7 +358,7 @@ def model_sentence(card: Card) -> str:
         label = "'s label" if card.split.get("seen_unlabelled") else ""
         seen = f"each measured with a network that never saw the subject{label}"
     return (
-        f"{card.summary} AUROC **{figure_with_interval(card.metrics['auroc'])}** on {sum(cells[1]):,} ALL cells of "
+        f"{card.summary} AUROC **{with_interval(card.metrics['auroc'])}** on {sum(cells[1]):,} ALL cells of "
         f"{len(cells[1])} subjects and {sum(cells[0]):,} HEM cells of {len(cells[0])} subjects, "
         f"{seen}. "
         f"Training: {spent['work']}, {spent['time']} on {spent['device']}, from {card.training['start']}."
@@ -387,7 +382,7 @@ def metric_table(card: Card) -> None:
     """Figures with their 95% intervals, as far as the card has them; the counts behind them."""
     st.dataframe(
         [
-            {f"on {tested_on(card)}": label, "95% interval": figure_with_interval(card.metrics[name])}
+            {f"on {tested_on(card)}": label, "95% interval": with_interval(card.metrics[name])}
             for name, label in _METRICS.items()
             if name in card.metrics
         ],

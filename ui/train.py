@@ -14,7 +14,7 @@ from training import jobs, promotion
 from training.data import Cells, verify_cells
 from training.jobs import Run
 from training.recipe import Recipe
-from training.results import in_words
+from training.results import in_words, with_interval
 from ui import components, figures, resources, state
 
 PAPERS = {
@@ -528,8 +528,8 @@ def _comparison_table(default: Card, card: Card, found: promotion.Comparison) ->
     for name, label in {"auroc": "AUROC", "accuracy": "Accuracy", "weighted_f1": "Weighted F1"}.items():
         row = {
             "figure": label,
-            "default, on its own held-out subjects": components.figure_with_interval(default.metrics[name]),
-            "this run, on its own": components.figure_with_interval(card.metrics[name]),
+            "default, on its own held-out subjects": with_interval(default.metrics[name]),
+            "this run, on its own": with_interval(card.metrics[name]),
         }
         if found.figures:
             old, new, (gap, low, high) = found.figures[name]
