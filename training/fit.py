@@ -24,11 +24,11 @@ from training.data import LEFT_OUT, TEST, TRAINING, VALIDATION, Cells
 from training.devices import divided, held, spread, whole
 from training.errors import DataError, OutOfMemory, RecipeError, Stopped
 from training.lessons import lesson_gap
-from training.metrics import auroc, cell_metrics
+from training.metrics import auroc, cell_metrics, sigmoid
 from training.recipe import Recipe
 
-HISTORY = ("fold", "epoch", "loss", "learning_rate", "validation_auroc", "validation_accuracy", "validation_weighted_f1")
-HISTORY += ("validation_loss", "seconds")
+VALIDATED = ("validation_auroc", "validation_accuracy", "validation_weighted_f1", "validation_loss")
+HISTORY = ("fold", "epoch", "loss", "learning_rate", *VALIDATED, "seconds")
 CHANGED = 1600  # training cells that are imaged otherwise to show a probe what to shun
 # TensorFlow's own graph is quicker on a processor; JAX would run a step operation by operation, PyTorch does so anyway
 XLA = keras.backend.backend() == "jax"
@@ -586,13 +586,13 @@ class _Watch(keras.callbacks.Callback):
     def _validate(self) -> dict[str, float]:
         rows = self.part.validation
         if not len(rows):
-            return dict.fromkeys(HISTORY[4:8], float("nan"))
+            return dict.fromkeys(VALIDATED, float("nan"))
         y_true = self.cells.y_true[rows]
         # not stopped in the midst: the epoch that it measures would be lost
         logit = _predict(self.logit_of, self.draws.packed, rows, self.draws.batch_size)
         if not np.isfinite(logit).all():
-            return dict.fromkeys(HISTORY[4:8], float("nan"))
-        p_all, subjects = 1 / (1 + np.exp(-logit)), self.cells.subjects[rows]
+            return dict.fromkeys(VALIDATED, float("nan"))
+        p_all, subjects = sigmoid(logit), self.cells.subjects[rows]
         self.report.subjects(
             [
                 {
