@@ -266,9 +266,10 @@ def _fit_head(network, trainer, recipe: Recipe, draws, loss, report) -> None:
         layer.trainable = False
     with spread(recipe.devices):
         trainer.compile(keras.optimizers.AdamW(10.0 * recipe.learning_rate), loss, jit_compile=XLA)
+    stopping = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs=None: halt(report))
     for draws.epoch in range(recipe.epochs, recipe.epochs + recipe.head_epochs):  # draws that the fit itself does not see
         with divided(recipe.devices):
-            trainer.fit(draws, verbose=0, shuffle=False, callbacks=[_StopOnly(report)])
+            trainer.fit(draws, verbose=0, shuffle=False, callbacks=[stopping])
     for layer in backbone:
         layer.trainable = True
     report.log(f"head trained for {recipe.head_epochs} epochs")
@@ -469,16 +470,6 @@ def _schedule(recipe: Recipe, steps: int):
     peak = {"warmup_target": recipe.learning_rate, "warmup_steps": warmup} if warmup else {}
     start = recipe.learning_rate / 25 if warmup else recipe.learning_rate
     return schedules.CosineDecay(start, decay_steps=max(1, recipe.epochs * steps - warmup), **peak)
-
-
-class _StopOnly(keras.callbacks.Callback):
-    def __init__(self, report):
-        super().__init__()
-        self.report = report
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.report.stopping():
-            raise Stopped("Stopped before the first epoch ended.")
 
 
 class _Watch(keras.callbacks.Callback):
