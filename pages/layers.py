@@ -76,7 +76,7 @@ with facts:
 
 st.markdown("##### How much stays silent, from the first layer to the last")
 st.plotly_chart(
-    figures.depth_shares([(tapped.name, tapped.role, zero, low) for tapped, zero, low in shares], name),
+    figures.depth_shares([(tapped.name, zero, low) for tapped, zero, low in shares], name),
     config={"displayModeBar": False},
 )
 st.caption(

@@ -223,15 +223,15 @@ def ranges(rows: list[tuple[str, float, float, float]], title: str) -> go.Figure
     return _layout(figure, 90 + 38 * len(rows))
 
 
-def depth_shares(rows: list[tuple[str, str, float, float]], chosen: str) -> go.Figure:
-    """Share of zero activations through the depth: (layer, role, exactly zero, at or below zero)."""
+def depth_shares(rows: list[tuple[str, float, float]], chosen: str) -> go.Figure:
+    """Share of zero activations through the depth: (layer, exactly zero, at or below zero)."""
     names = [name for name, *_ in rows]
     x = list(range(1, len(rows) + 1))
     figure = go.Figure(
         [
             go.Scatter(
                 x=x,
-                y=[r[3] for r in rows],
+                y=[below for *_, below in rows],
                 mode="lines",
                 line={"color": UNSURE, "width": 1},
                 name="at or below zero",
@@ -240,7 +240,7 @@ def depth_shares(rows: list[tuple[str, str, float, float]], chosen: str) -> go.F
             ),
             go.Scatter(
                 x=x,
-                y=[r[2] for r in rows],
+                y=[zero for _, zero, _ in rows],
                 mode="lines+markers",
                 line={"color": HEM, "width": 1.5},
                 marker={"size": 4},

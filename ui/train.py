@@ -459,10 +459,10 @@ def _controls(run: Run) -> None:
         st.warning(components.plain(remark), icon=None)
 
 
-def _act(action, name: str) -> None:
+def _act(action, *arguments) -> None:
     """Do what a button says, or leave a remark on why it could not be done."""
     try:
-        action(name)
+        action(*arguments)
     except BlastoscopeError as error:
         state.leave_remark(str(error))
 
@@ -560,5 +560,5 @@ def show_default() -> None:
 
 
 def _take_back() -> None:
-    _act(lambda _: promotion.undo_promotion(), "")
+    _act(promotion.undo_promotion)
     state.follow_default()
