@@ -45,7 +45,7 @@ def cell_metrics(y_true, p_all, threshold) -> dict[str, float]:
     return {name: float(value[0]) for name, value in figures.items() if name != "subject_accuracy"}
 
 
-def bootstrap_metrics(y_true, p_all, subjects, threshold, *, draws: int = 2000, seed: int = 0) -> dict[str, list[float]]:
+def bootstrap_metrics(y_true, p_all, subjects, threshold, *, draws: int = 2000) -> dict[str, list[float]]:
     """`cell_metrics` and `subject_accuracy` as [estimate, low, high]: 95% percentile interval over subjects drawn again.
 
     ALL and HEM subjects are drawn apart, with replacement, so that every draw holds both classes (a subject of both, who is
@@ -53,7 +53,7 @@ def bootstrap_metrics(y_true, p_all, subjects, threshold, *, draws: int = 2000, 
     the mean over subjects of the share of their cells called right (paper 002, Fig. 3).
     """
     y_true, p_all = np.asarray(y_true), np.asarray(p_all, float)
-    index, times = _times_drawn(y_true, subjects, draws, seed)
+    index, times = _times_drawn(y_true, subjects, draws)
     return _with_intervals(_of_draws(times, index, y_true, p_all, threshold))
 
 
@@ -108,9 +108,7 @@ def youden_threshold(y_true, logit, subjects) -> float:
     return float(grid[np.flatnonzero(gain >= gain.max() - 1e-9)].mean())  # the middle, where classes lie apart
 
 
-def paired_difference(
-    y_true, p_a, p_b, subjects, *, thresholds=(0.5, 0.5), draws: int = 2000, seed: int = 0
-) -> dict[str, list[float]]:
+def paired_difference(y_true, p_a, p_b, subjects, *, thresholds=(0.5, 0.5), draws: int = 2000) -> dict[str, list[float]]:
     """How much better b is than a on the same cells: [b - a, low, high], 95% by paired bootstrap over subjects.
 
     Each draw takes subjects with replacement, ALL and HEM subjects apart, and measures both on them. Efron & Tibshirani 1993.
@@ -122,32 +120,33 @@ def paired_difference(
         `auroc`, `accuracy` and `weighted_f1`.
     """
     y_true = np.asarray(y_true)
-    index, times = _times_drawn(y_true, subjects, draws, seed)
+    index, times = _times_drawn(y_true, subjects, draws)
     found = [_of_draws(times, index, y_true, np.asarray(p), t) for p, t in zip((p_a, p_b), thresholds, strict=True)]
     return _with_intervals({name: found[1][name] - found[0][name] for name in ("auroc", "accuracy", "weighted_f1")})
 
 
-def _times_drawn(y_true: np.ndarray, subjects, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _times_drawn(y_true: np.ndarray, subjects, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Each cell's subject (n,), and how often every draw took each subject (draws + 1, S); row 0 takes each once."""
     names, index = np.unique(subjects, return_inverse=True)
     kind = np.array([y_true[index == i][0] for i in range(len(names))])
     groups = [group for value in (1, 0) if len(group := np.flatnonzero(kind == value))]
-    rng, times = np.random.default_rng(seed), np.ones((draws + 1, len(names)))
+    rng, times = np.random.default_rng(0), np.ones((draws + 1, len(names)))
     for draw in range(1, draws + 1):
         for group in groups:
             times[draw, group] = np.bincount(rng.integers(0, len(group), len(group)), minlength=len(group))
     return index, times
 
 
-def reliability(y_true, p_all, subjects, *, bins: int = 10, draws: int = 2000, seed: int = 0) -> list[dict[str, float]]:
-    """What a P(ALL) was worth: the share of ALL among cells of about the same P(ALL), in equal-width bins.
+def reliability(y_true, p_all, subjects, *, draws: int = 2000) -> list[dict[str, float]]:
+    """What a P(ALL) was worth: the share of ALL among cells of about the same P(ALL), in ten equal-width bins.
 
     Returns:
         for each bin that holds cells: `p_all`, their mean; `share` that is ALL, with `low` and `high`, 95% by subject
         bootstrap as in `bootstrap_metrics`; `n` cells.
     """
     y_true, p_all = np.asarray(y_true), np.asarray(p_all, float)
-    index, times = _times_drawn(y_true, subjects, draws, seed)
+    bins = 10
+    index, times = _times_drawn(y_true, subjects, draws)
     place = np.minimum((p_all * bins).astype(int), bins - 1)
     cell = index * bins + place
 

@@ -72,7 +72,7 @@ def check_split(card: Card) -> None:
         raise RunError(f"{card.name} was not measured on held-out subjects of both classes, so it cannot be promoted.")
 
 
-def compare_with_default(run: str, *, draws: int = 2000) -> Comparison:
+def compare_with_default(run: str) -> Comparison:
     """A run's network against the current default, on the held-out cells that both have predictions for.
 
     Raises:
@@ -84,7 +84,7 @@ def compare_with_default(run: str, *, draws: int = 2000) -> Comparison:
     if len(set(y_true)) < 2:
         return Comparison(**count, figures={})
     old, new = (cell_metrics(y_true, shared[p], t) for p, t in zip(("p_a", "p_b"), shared["thresholds"], strict=True))
-    differences = paired_difference(**shared, draws=draws)
+    differences = paired_difference(**shared)
     return Comparison(**count, figures={name: (old[name], new[name], gap) for name, gap in differences.items()})
 
 
