@@ -120,6 +120,19 @@ def divided(devices: int):
     return spread(devices) if keras.backend.backend() == "jax" and devices > 1 else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def precise(name: str):
+    """A precision policy for the networks built inside."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def held(packed, devices: int = 1):
     """The packed cells in the memory of JAX's GPU, if that has four times their room; else as they are, on disk.
 

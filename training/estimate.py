@@ -132,9 +132,9 @@ def _time(recipe: Recipe, framed: np.ndarray, few: Cells) -> tuple[float, float,
     """Seconds of a training step as the run takes it (0 without epochs), of a cell's forward pass, and the device."""
     import keras
 
-    from training.devices import list_devices, spread
+    from training.devices import list_devices, precise, spread
     from training.fit import build_network, time_step
-    from training.run import precise, precision_of
+    from training.run import precision_of
 
     with precise(precision_of(recipe.precision)):
         with spread(recipe.devices):

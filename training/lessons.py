@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 import model_zoo
+from training.devices import precise
 from training.errors import RecipeError
 from training.recipe import Recipe
 
@@ -50,14 +51,10 @@ def lesson_gap(network, recipe: Recipe, cells, packed: np.ndarray, rows: np.ndar
 
 def _teacher(recipe: Recipe, names: list[str]):
     """Cells -> the named maps and the cells' mask; frozen, in float32 whatever the network's precision."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
+    with precise("float32"):
         pyramid = model_zoo.find_architecture("mobilenet_v2_pyramid").build(
             input_size=recipe.input_size, weights=recipe.teacher
         )
-    finally:
-        keras.config.set_dtype_policy(policy)
     teacher = keras.Model(pyramid.inputs[0], [pyramid.get_layer(name).output for name in (*names, "inside")])
     teacher.trainable = False
     return teacher

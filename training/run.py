@@ -42,7 +42,7 @@ from training.data import (
     usual_ranges,
     verify_cells,
 )
-from training.devices import find_devices, keep_compiled, list_devices, spread
+from training.devices import find_devices, keep_compiled, list_devices, precise, spread
 from training.errors import DataError, OutOfMemory, RunError, Stopped
 from training.fit import Draws, Part, append_rows, build_network, fit, halt, memory_told, predict_logit, save_arrays, split_of
 from training.growth import grow
@@ -677,17 +677,6 @@ def precision_of(name: str) -> str:
         return "float32"
     # NVIDIA's before Ampere (T4, V100) do not compute bfloat16
     return "mixed_float16" if any((gpu["capability"] or 8) < 8 for gpu in gpus()) else "mixed_bfloat16"
-
-
-@contextlib.contextmanager
-def precise(name: str):
-    """A precision policy for the networks built inside."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _commit() -> str:
