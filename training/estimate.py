@@ -23,7 +23,7 @@ from inference.images import decode_image, frame_cell
 from model_zoo import BlastoscopeError, FrameSpec
 from training.data import Cells, cell_label, index_cells
 from training.jobs import free_device, write_json
-from training.recipe import Recipe, read_recipe
+from training.recipe import Recipe, find_starts, read_recipe
 from training.results import in_words
 
 SHOWN, VERSIONS, TILE, GAP = 4, 5, 96, 4  # cells in the picture, augmented versions of each; pixels
@@ -51,10 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _look(recipe: Recipe, data: Path, picture: Path, *, tiny: bool, measure: bool) -> dict:
-    from training.run import Run, _thinned, divide
+    from training.run import _thinned, divide
 
-    run = Run(picture.parent, recipe, data, print)  # finds the files that the recipe starts from
-    cells = _thinned(index_cells(run.data)) if tiny else index_cells(run.data)
+    recipe, cells = find_starts(recipe, data), index_cells(data)
+    cells = _thinned(cells) if tiny else cells
     parts = divide(cells, replace(recipe, folds_by="cells"))  # as much work; darkness is not known before cells are verified
     rows = parts[0].training
     rows = np.concatenate([of[np.linspace(0, len(of) - 1, min(16, len(of))).astype(int)] for of in _by_class(cells, rows)])
@@ -63,7 +63,7 @@ def _look(recipe: Recipe, data: Path, picture: Path, *, tiny: bool, measure: boo
     _draw(recipe, framed[np.linspace(0, len(framed) - 1, SHOWN).astype(int)], picture)
     if not measure:
         return {"seconds": None, "sentence": "Not measured: a run holds the device."}
-    step, forward, device = _time(run.recipe, framed, few)
+    step, forward, device = _time(recipe, framed, few)
     seconds = _seconds(recipe, cells, parts, step, forward)
     networks = len(parts) + recipe.refit
     work = f"{recipe.epochs} epochs each, {1000 * step / recipe.batch_size:.0f} ms a cell"

@@ -34,7 +34,7 @@ from model_zoo._files import whole_file
 from training.data import Cells, split_into_folds, split_official
 from training.devices import virtual_devices
 from training.errors import DataError, RecipeError, RunError, Stopped
-from training.recipe import Recipe, read_recipe, write_recipe
+from training.recipe import Recipe, find_starts, read_recipe, write_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
@@ -397,11 +397,7 @@ def start_run(recipe: Recipe, data: Path, name: str, *, tiny: bool = False) -> R
         RunError: the name cannot be used, or the process ended at once. DataError: the folder is refused.
     """
     data = allowed_folder(data)
-    for file in (recipe.weights, recipe.grow_from, recipe.teacher):
-        if file not in ("", "imagenet") and not (data / file).is_file():
-            raise DataError(
-                f"The recipe starts from {file}, which {data} does not hold. Put it there, or choose a random start."
-            )
+    find_starts(recipe, data)  # raises
     folder = _claim(name)
     try:
         write_recipe(recipe, folder / "asked.toml")  # the run writes recipe.toml itself

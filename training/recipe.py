@@ -13,7 +13,7 @@ from pathlib import Path
 
 import model_zoo
 from model_zoo import FrameSpec
-from training.errors import RecipeError
+from training.errors import DataError, RecipeError
 
 CHOICES = {
     "protocol": ("by_subject", "image_level", "official"),
@@ -269,6 +269,20 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     if recipe.rates:
         lines += ["[rates]", *(f"{json.dumps(key)} = {json.dumps(factor)}" for key, factor in recipe.rates.items())]
     Path(path).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def find_starts(recipe: Recipe, data: Path) -> Recipe:
+    """The recipe with the paths of the files that it starts from, which it names relative to the data folder.
+
+    Raises:
+        DataError: one is not there.
+    """
+    given = {name: getattr(recipe, name) for name in ("weights", "grow_from", "teacher")}
+    files = {name: data / file for name, file in given.items() if file not in ("", "imagenet")}
+    for file in files.values():
+        if not file.is_file():
+            raise DataError(f"The recipe starts from {file}, which does not exist. Put it there, or choose a random start.")
+    return replace(recipe, **{name: str(file) for name, file in files.items()})
 
 
 def make_recipe(values: dict, *, origin: str = "recipe", variants: bool = True) -> Recipe:

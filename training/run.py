@@ -48,7 +48,7 @@ from training.fit import Draws, Part, append_rows, build_network, fit, halt, mem
 from training.growth import grow
 from training.jobs import gpus, write_json
 from training.metrics import bootstrap_metrics, fit_temperature, sigmoid, youden_threshold
-from training.recipe import Recipe, read_recipe, write_recipe
+from training.recipe import Recipe, find_starts, read_recipe, write_recipe
 from training.results import PROTOCOLS
 
 SENTENCES = {
@@ -127,12 +127,7 @@ class Run:
 
     def __init__(self, folder: Path, recipe: Recipe, data: Path, log: Callable[[str], None]):
         self.folder, self.data, self._say, self._told, self._progress = folder, data.resolve(), log, {}, {}
-        starts = {name: data / getattr(recipe, name) for name in ("weights", "grow_from", "teacher")}
-        starts = {name: file for name, file in starts.items() if getattr(recipe, name) not in ("", "imagenet")}
-        for file in starts.values():
-            if not file.is_file():
-                raise DataError(f"The recipe starts from {file}, which does not exist.")
-        self.recipe = replace(recipe, **{name: str(file) for name, file in starts.items()})
+        self.recipe = find_starts(recipe, data)
         self._written, self.untouched, self._taught = 0.0, None, None
 
     def execute(self, keep_recipe: Callable[[Path], None] | None, tiny: bool) -> Card:
