@@ -9,7 +9,10 @@ BlastoscopeError                  the base: pages and commands catch this and sh
 │   ├── GateError                 an image, but not one segmented cell on black
 │   └── ArchiveError              a ZIP, or one entry of it
 ├── LayerError                    a layer the checkpoint does not have, or that cannot be drawn
-└── RecipeError, DataError        training: the recipe, the folder of cells                  (training)
+├── RecipeError, DataError        a recipe; a folder of cells that cannot be trained on     (training)
+├── RunError                      a run folder that is not what was asked for               (training)
+├── Stopped                       a person stopped the run; what was reached is kept        (training)
+└── OutOfMemory                   too large a batch; the run tries again with smaller ones  (training)
 """
 
 from model_zoo import BlastoscopeError

@@ -30,7 +30,7 @@ _PIECE = "@"  # "fc1/kernel@0.3": piece 3 of a weight larger than a file may be,
 def write_onnx(model, path: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write a flat functional Keras model (NHWC) with layers `embedding` and `logit` as ONNX (NCHW inside).
 
-    Inputs `cell` uint8 (N, S, S, 3); outputs `logit` (N, 1), `embedding` (N, D). Weight matrices and kernels are
+    Input `cells` uint8 (N, S, S, 3); outputs `logit` (N, 1), `embedding` (N, D). Weight matrices and kernels are
     stored in float16, vectors in float32 (batch-norm variances leave float16's range).
 
     Args:

@@ -68,7 +68,7 @@ def evaluate(
     """A checkpoint's figures on the labelled cells of a folder, as served; subjects with ids of those that trained it stay out.
 
     Args:
-        out: takes every cell's P(ALL), as predictions.csv does.
+        out: CSV to write: every cell's file, subject, y_true, p_all and whether it was called ALL.
         other_people: the subjects are none of those that trained it, whatever their ids: nobody is left out.
     Returns:
         a table as text.

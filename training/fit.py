@@ -137,7 +137,8 @@ def fit(
     Args:
         network: made within `training.devices.spread(recipe.devices)`.
         packed: uint8 (n, S, S, 3), the framed cells.
-        report: a `training.run.Run`: log(), progress(), history(), subjects(), `stopping()` and `finishing()`.
+        report: a `training.run.Run`: log(), progress(), history(), subjects(), stopping() and finishing(); a probe keeps the
+            features of a network that other folds start from too as its `untouched`.
         began: when the work on this part did, by `time.time`, if before this call.
         split_batch: a batch is taken in this many pieces whose gradients are summed, where memory is short.
     Raises:

@@ -242,7 +242,7 @@ def hold_device(folder: Path, *, resume: bool, devices: int = 1, log: Callable[[
         folder: the run folder. Without `resume` it may be new, or hold a recipe.toml alone.
         devices: how many GPUs it takes, all that CUDA is then told of; without GPUs the one device is the processor.
         log: is told, once, that the run must wait.
-        told: what run.json says besides, for a resume of a run that never began: `recipe`, `data`, `tiny`, `protocol`.
+        told: what run.json says besides, for a resume of a run that never began: `recipe`, `data`, `tiny`, `changes`.
     Yields:
         Names of the devices held, such as ["cpu"] or ["gpu 0"].
     Raises:
