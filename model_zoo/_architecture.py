@@ -68,6 +68,9 @@ class LogitDifference(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], 1)
 
+    def write_onnx(self, g, class_logits):
+        return g.node("Gemm", [class_logits, g.constant([[-1.0], [1.0]])])
+
 
 @keras.saving.register_keras_serializable("blastoscope")
 class GroupedConv2D(keras.layers.Conv2D):

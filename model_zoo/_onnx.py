@@ -42,13 +42,15 @@ def write_onnx(model, path: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     table = []
     for layer in model.layers:
         kind = type(layer).__name__
-        rule = _RULES.get(kind) or getattr(type(layer), "write_onnx", None)  # an architecture's own layers bring theirs
-        if rule is None:
-            raise CheckpointError(f"Layer {layer.name!r} of type {kind} has no ONNX rule; add one in model_zoo/_onnx.py.")
         sources = layer.input if isinstance(layer.input, list) else [layer.input]
         graph.layer = layer
         inputs = [] if kind == "InputLayer" else [graph.tensors[id(s)] for s in sources]
-        output = rule(graph, layer, *inputs) if kind in _RULES else layer.write_onnx(graph, *inputs)
+        if kind in _RULES:
+            output = _RULES[kind](graph, layer, *inputs)
+        elif hasattr(layer, "write_onnx"):  # an architecture's own layers bring theirs
+            output = layer.write_onnx(graph, *inputs)
+        else:
+            raise CheckpointError(f"Layer {layer.name!r} of type {kind} has no ONNX rule; add one in model_zoo/_onnx.py.")
         graph.node("Identity", [output], output=layer.name)
         graph.tensors[id(layer.output)] = layer.name
         table.append(
@@ -146,7 +148,7 @@ class _Graph:
     """Nodes and initializers in the making. 4-D tensors are NCHW here, 2-D ones as in Keras."""
 
     def __init__(self, shard_bytes: int):
-        self.nodes, self.initializers, self.tensors, self.layer, self._stored = [], [], {}, None, {}
+        self.nodes, self.initializers, self.tensors, self.layer = [], [], {}, None
         self._shard_bytes = shard_bytes
 
     def node(self, op, inputs, output=None, **attributes) -> str:
@@ -162,15 +164,12 @@ class _Graph:
     def weight(self, variable) -> str:
         """A Keras variable as a float32 tensor in Keras' layout."""
         name = f"{self.layer.name}/{variable.name}"
-        if name in self._stored:
-            return self._stored[name]
-        value = np.asarray(variable.numpy() if hasattr(variable, "numpy") else variable, "float32")
+        value = np.asarray(variable.numpy(), "float32")
         half = value.astype("float16") if value.ndim >= 2 else value
         if not np.isfinite(half).all():
             raise CheckpointError(f"Weight {name} is not finite in float16; the training diverged.")
         stored = self._store(half, name)
-        self._stored[name] = self.node("Cast", [stored], to=TensorProto.FLOAT) if value.ndim >= 2 else stored
-        return self._stored[name]
+        return self.node("Cast", [stored], to=TensorProto.FLOAT) if value.ndim >= 2 else stored
 
     def _store(self, value, name: str) -> str:
         if value.nbytes <= self._shard_bytes:
@@ -339,5 +338,4 @@ _RULES = {
     "Concatenate": _concatenate,
     "Add": _sum_or_product("Add"),
     "Multiply": _sum_or_product("Mul"),
-    "LogitDifference": lambda g, layer, x: g.node("Gemm", [x, g.constant([[-1.0], [1.0]])]),
 }
