@@ -54,17 +54,21 @@ def _standardised_onnx(g, x, inside):
     return g.node("Div", [gap, g.node("Add", [g.node("Sqrt", [variance]), g.constant(1.0)])])
 
 
+class _Float32(layers.Layer):
+    """Whatever the network's precision."""
+
+    def __init__(self, **options):
+        super().__init__(**options | {"dtype": "float32"})
+
+
 @keras.saving.register_keras_serializable("blastoscope")
-class CellStandardise(layers.Layer):
+class CellStandardise(_Float32):
     """Each channel of each cell to the mean and deviation of an average cell; black stays black.
 
     Takes away what a person's smear, its age and its staining add to every pixel alike.
     """
 
     MEAN, DEVIATION = (130.0, 90.0, 150.0), (38.0, 40.0, 30.0)
-
-    def __init__(self, **options):
-        super().__init__(**options | {"dtype": "float32"})
 
     def call(self, cells):
         inside = _inside(cells)
@@ -82,7 +86,7 @@ class CellStandardise(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("blastoscope")
-class CellWhiten(layers.Layer):
+class CellWhiten(_Float32):
     """The channels of each cell to one deviation and no correlation, about the mean of an average cell; black stays black.
 
     Takes away the cell's own axis of stain as well: what is left is how its places differ (ZCA, Bell & Sejnowski 1997).
@@ -90,9 +94,6 @@ class CellWhiten(layers.Layer):
 
     _DEVIATION, _LEAST = 40.0, 4.0  # grey levels of a channel; variance that is noise
     _STEPS = 14  # of Newton's iteration for the inverse root (Higham 2008, ch. 6): no eigenvectors in ONNX
-
-    def __init__(self, **options):
-        super().__init__(**options | {"dtype": "float32"})
 
     def call(self, cells):
         inside, one = _inside(cells), ops.eye(3)
@@ -180,11 +181,8 @@ class TurnsMean(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("blastoscope")
-class CellMask(layers.Layer):
+class CellMask(_Float32):
     """(N, S, S, 3) -> (N, S, S, 1): 1 on the cell, 0 on the segmented black."""
-
-    def __init__(self, **options):
-        super().__init__(**options | {"dtype": "float32"})
 
     def call(self, cells):
         return _inside(cells)
@@ -197,14 +195,11 @@ class CellMask(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("blastoscope")
-class CellSize(layers.Layer):
+class CellSize(_Float32):
     """(N, S, S, 1), 1 on the cell -> (N, 1): the logarithm of its number of pixels.
 
     What is pooled over the cell has lost its size, the one thing that no stain, lamp or focus changes.
     """
-
-    def __init__(self, **options):
-        super().__init__(**options | {"dtype": "float32"})
 
     def call(self, inside):
         return ops.log(ops.sum(inside, axis=(1, 2)) + 1)
@@ -217,7 +212,7 @@ class CellSize(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("blastoscope")
-class DarknessBands(layers.Layer):
+class DarknessBands(_Float32):
     """(N, S, S, 3) -> (N, S, S, 3): shares of a place in the dark, the middling and the light part of its cell; none on black.
 
     Dark is dense chromatin, light is cytoplasm, nucleoli and open chromatin. In deviations from the cell's own mean, so
@@ -226,9 +221,6 @@ class DarknessBands(layers.Layer):
 
     CENTRES = np.array([-0.9, -0.1, 0.9], "float32")
     _STEEP, _SMOOTH = 4.0, 5  # of the bands' edges; pixels a side, over which brightness is averaged
-
-    def __init__(self, **options):
-        super().__init__(**options | {"dtype": "float32"})
 
     def call(self, cells):
         inside = _inside(cells)
@@ -259,13 +251,10 @@ class DarknessBands(layers.Layer):
         return g.node("Mul", [g.node("Softmax", [near], axis=1), inside])
 
 
-class _MaskedPooling(layers.Layer):
+class _MaskedPooling(_Float32):
     """Pools maps over the cell. Takes maps times shares (N, H, W, C), and shares (N, H, W, 1): how much of a place is cell."""
 
     _LEAST = 1e-6  # a share, where it divides
-
-    def __init__(self, **options):
-        super().__init__(**options | {"dtype": "float32"})
 
     @classmethod
     def _flat(cls, shared, shares):
