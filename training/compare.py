@@ -16,11 +16,13 @@ from training.data import Cells, cell_label, index_cells, name_cells
 from training.errors import DataError, RunError
 from training.metrics import bootstrap_metrics, paired_difference, sigmoid
 
+PREDICTIONS = ("file", "subject", "y_true", "logit", "p_all", "threshold", "fold")  # columns of predictions.csv
 SHOWN = ("auroc", "sensitivity", "specificity", "accuracy", "weighted_f1", "subject_accuracy", "ece", "brier")
 
 
 def read_predictions(folder: Path) -> dict[str, np.ndarray]:
-    """predictions.csv of a run or checkpoint, by column; `y_true` int, `logit` and `p_all` float, the others str.
+    """predictions.csv of a run or checkpoint, by column; `y_true` int, `logit`, `p_all` and `threshold` float, the others
+    str; and `cell`, which tells cells apart: one converted from BMP is the same cell.
 
     `p_all` is computed from `logit`, as the card's figures were: the file rounds it, a saturated network's to 0 or 1.
 
@@ -30,8 +32,12 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
     try:
         with (Path(folder) / "predictions.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        columns |= {"y_true": columns["y_true"].astype(int)} | {n: columns[n].astype(float) for n in ("logit", "p_all")}
+        if not rows:
+            raise ValueError("no rows")
+        columns = {name: np.array([row[name] for row in rows]) for name in PREDICTIONS}
+        columns |= {name: columns[name].astype(float) for name in ("logit", "p_all", "threshold")}
+        columns["y_true"] = columns["y_true"].astype(int)
+        columns["cell"] = np.array([f"{row['subject']} {Path(row['file']).with_suffix('')}" for row in rows])
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise RunError(f"{folder} holds no held-out predictions. Let its run finish first.") from error
     return columns | {"p_all": sigmoid(columns["logit"] / _temperatures(columns, read_card(folder)))}
@@ -39,7 +45,7 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
 
 def _temperatures(table: dict[str, np.ndarray], card: Card) -> np.ndarray:
     """float (n,): the card's, or, of several folds, each fold's own, found again from the rounded `p_all` of its cells."""
-    found, folds = np.full(len(table["logit"]), card.temperature), set(table.get("fold", ()))
+    found, folds = np.full(len(table["logit"]), card.temperature), set(table["fold"])
     for fold in folds if len(folds) > 1 else ():
         mine = table["fold"] == fold
         p_all = np.clip(table["p_all"][mine], 1e-9, 1 - 1e-9)
@@ -160,24 +166,14 @@ def compare(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def cell_keys(table: dict[str, np.ndarray]) -> np.ndarray:
-    """str (n,): which cell each row of `read_predictions` is; a cell converted from BMP is the same cell."""
-    named = zip(table["subject"], table["file"], strict=True)
-    return np.array([f"{subject} {Path(file).with_suffix('')}" for subject, file in named])
-
-
 def shared_cells(a: Path, b: Path) -> dict[str, np.ndarray]:
     """What two runs both held out: `y_true`, `subjects`, `p_a`, `p_b`, and `thresholds`, each run's own for each cell."""
     tables = [read_predictions(folder) for folder in (a, b)]
-    _, i, j = np.intersect1d(*map(cell_keys, tables), return_indices=True)
-    points = [
-        table["threshold"].astype(float) if "threshold" in table else np.full(len(table["p_all"]), card.threshold)
-        for table, card in zip(tables, map(read_card, (a, b)), strict=True)
-    ]
+    _, i, j = np.intersect1d(*(table["cell"] for table in tables), return_indices=True)
     return {
         "y_true": tables[0]["y_true"][i],
         "subjects": tables[0]["subject"][i],
         "p_a": tables[0]["p_all"][i],
         "p_b": tables[1]["p_all"][j],
-        "thresholds": (points[0][i], points[1][j]),
+        "thresholds": (tables[0]["threshold"][i], tables[1]["threshold"][j]),
     }

@@ -58,7 +58,7 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
                 "ensemble reads each cell over one number of them. Train both by recipes with the same rotations."
             )
         measured_on = ("file", "subject", "fold")
-        same = all(c in table and np.array_equal(table[c], tables[0].get(c)) for c in measured_on)
+        same = all(np.array_equal(table[column], tables[0][column]) for column in measured_on)
         if not same or card.split["protocol"] != "by subject" or len(set(table["fold"])) < 2:
             raise RunError(
                 f"{card.name} and {cards[0].name} were not measured on the same cells in the same folds by subject, so nothing "

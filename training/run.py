@@ -26,6 +26,7 @@ from model_zoo import Card
 from model_zoo._architecture import refresh
 from model_zoo._checkpoint import WEIGHTS, hash_weights
 from model_zoo._onnx import write_onnx
+from training.compare import PREDICTIONS
 from training.data import (
     TEST,
     TRAINING,
@@ -649,7 +650,7 @@ def _read_rows(path: Path) -> list[dict]:
 def write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, fold) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["file", "subject", "y_true", "logit", "p_all", "threshold", "fold"])
+        writer.writerow(PREDICTIONS)
         names = name_cells(cells.files, cells.subjects)
         for row, z, p, t, k in zip(rows, logit, p_all, threshold, fold, strict=True):
             writer.writerow([names[row], cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.9g}", t, k])

@@ -21,7 +21,7 @@ import numpy as np
 from model_zoo import runs_folder
 from model_zoo._files import whole_file
 from training import jobs
-from training.compare import cell_keys, read_predictions
+from training.compare import read_predictions
 from training.data import index_cells
 from training.errors import RecipeError, RunError, Stopped
 from training.metrics import cell_metrics, paired_difference
@@ -277,11 +277,9 @@ def summarize(planned: list[Planned]) -> list[dict]:
 
 
 def _held_out(folders: list[Path]) -> dict[str, np.ndarray]:
-    """The cells that some runs held out, one after the other: cell, subject, y_true, p_all, threshold."""
+    """The cells that some runs held out, one after the other."""
     tables = [read_predictions(folder) for folder in folders]
-    whole = {name: np.concatenate([table[name] for table in tables]) for name in ("file", "subject", "y_true", "p_all")}
-    whole["threshold"] = np.concatenate([table["threshold"].astype(float) for table in tables])
-    return whole | {"cell": cell_keys(whole)}
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
 def _shared(first: dict[int, dict], other: dict[int, dict]) -> dict:

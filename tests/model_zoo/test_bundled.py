@@ -28,8 +28,7 @@ def loaded(name):
 
 
 def predictions(name):
-    table = read_predictions(find_checkpoint(name).path)
-    return table | {"threshold": table["threshold"].astype(float)}
+    return read_predictions(find_checkpoint(name).path)
 
 
 def framed(files, spec):

@@ -39,9 +39,10 @@ def put(zoo, repository, make_card):
         card.write(folder / "card.json")
         shutil.copy(repository / "training" / "recipes" / f"{recipe}.toml", folder / "recipe.toml")
         (folder / "history.csv").write_text(HISTORY)
-        rows = ["file,subject,y_true,logit,p_all"]
+        rows = ["file,subject,y_true,logit,p_all,threshold,fold"]
         for subject, y_true, n, called in card.subjects:
-            rows += [f"{subject}_{i},{subject},{y_true},0,{0.6 + i / 300 if i < called else i / 300:.3f}" for i in range(n)]
+            shown = [0.6 + i / 300 if i < called else i / 300 for i in range(n)]
+            rows += [f"{subject}_{i},{subject},{y_true},0,{p:.3f},0.5,fold_0" for i, p in enumerate(shown)]
         (folder / "predictions.csv").write_text("\n".join(rows) + "\n")
         if weights:
             (folder / "model.onnx").write_bytes(b"no page reads this")

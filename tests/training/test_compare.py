@@ -26,9 +26,9 @@ def shelf(tiny_checkpoint, tmp_path):
         Card(**fields).write(folder / "card.json")
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["file", "subject", "y_true", "logit", "p_all"])
+            writer.writerow(["file", "subject", "y_true", "logit", "p_all", "threshold", "fold"])
             for f, p, y in zip(files, np.asarray(p_all), y_true, strict=True):
-                writer.writerow([f, f.split("_")[1], y, card.temperature * np.log(p / (1 - p)), f"{p:.6f}"])
+                writer.writerow([f, f.split("_")[1], y, card.temperature * np.log(p / (1 - p)), f"{p:.6f}", 0.5, "fold_0"])
         return folder
 
     return make
@@ -131,8 +131,8 @@ def test_a_saturated_networks_cells_keep_their_order(shelf):
 def test_each_fold_is_read_at_its_own_temperature(shelf):
     folder, temperatures = shelf("net"), {"fold_0": 0.4321, "fold_1": 2.5}
     rows = [(fold, z, 1 / (1 + np.exp(-z / t))) for fold, t in temperatures.items() for z in (-30.0, -0.1, 1.5, 40.0)]
-    lines = [f"UID_{i}_1_1_all.bmp,{i},1,{z},{p:.6f},{fold}" for i, (fold, z, p) in enumerate(rows)]
-    (folder / "predictions.csv").write_text("\n".join(["file,subject,y_true,logit,p_all,fold", *lines]))
+    lines = [f"UID_{i}_1_1_all.bmp,{i},1,{z},{p:.6f},0.5,{fold}" for i, (fold, z, p) in enumerate(rows)]
+    (folder / "predictions.csv").write_text("\n".join(["file,subject,y_true,logit,p_all,threshold,fold", *lines]))
     np.testing.assert_allclose(read_predictions(folder)["p_all"], [p for *_, p in rows], rtol=1e-12)
 
 

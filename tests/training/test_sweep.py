@@ -66,7 +66,7 @@ def test_the_table_is_of_what_the_runs_held_out(serial):
     out, _, printed = serial
     (row,) = table(out, "table.csv")
     held = [read_predictions(out / name) for name in RUNS]
-    scores = [cell_metrics(t["y_true"], t["p_all"], t["threshold"].astype(float))["auroc"] for t in held]
+    scores = [cell_metrics(t["y_true"], t["p_all"], t["threshold"])["auroc"] for t in held]
     found = [float(row[name]) for name in ("auroc", "auroc_min", "auroc_max")]
     np.testing.assert_allclose(found, [np.mean(scores), min(scores), max(scores)], atol=1e-4)
     assert (row["recipe"], row["protocol"], row["seeds"], row["runs"], row["against"]) == ("tiny", "by subject", "2", "2", "")
