@@ -14,7 +14,7 @@ from inference.sources import open_paths
 from model_zoo import Card, load_checkpoint
 from training.data import Cells, cell_label, index_cells, name_cells
 from training.errors import DataError, RunError
-from training.metrics import bootstrap_metrics, paired_difference, sigmoid
+from training.metrics import bootstrap_metrics, paired_difference
 
 PREDICTIONS = ("file", "subject", "y_true", "logit", "p_all", "threshold", "fold")  # columns of predictions.csv
 SHOWN = ("auroc", "sensitivity", "specificity", "accuracy", "weighted_f1", "subject_accuracy", "ece", "brier")
@@ -24,10 +24,8 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
     """predictions.csv of a run or checkpoint, by column; `y_true` int, `logit`, `p_all` and `threshold` float, the others
     str; and `cell`, which tells cells apart: one converted from BMP is the same cell.
 
-    `p_all` is computed from `logit`, as the card's figures were: the file rounds it, a saturated network's to 0 or 1.
-
     Raises:
-        RunError: there is none, it is not one, or the run has not finished. CheckpointError: no readable card beside it.
+        RunError: there is none, it is not one, or the run has not finished.
     """
     try:
         with (Path(folder) / "predictions.csv").open(newline="", encoding="utf-8") as file:
@@ -40,20 +38,7 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
         columns["cell"] = np.array([f"{row['subject']} {Path(row['file']).with_suffix('')}" for row in rows])
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise RunError(f"{folder} holds no held-out predictions. Let its run finish first.") from error
-    return columns | {"p_all": sigmoid(columns["logit"] / _temperatures(columns, read_card(folder)))}
-
-
-def _temperatures(table: dict[str, np.ndarray], card: Card) -> np.ndarray:
-    """float (n,): the card's, or, of several folds, each fold's own, found again from the rounded `p_all` of its cells."""
-    found, folds = np.full(len(table["logit"]), card.temperature), set(table["fold"])
-    for fold in folds if len(folds) > 1 else ():
-        mine = table["fold"] == fold
-        p_all = np.clip(table["p_all"][mine], 1e-9, 1 - 1e-9)
-        odds = np.log(p_all / (1 - p_all))
-        told = np.abs(odds) * p_all * (1 - p_all)  # by each cell: how little rounding disturbs its logit / odds
-        if told[best := told.argmax()] > 1e-3:
-            found[mine] = round(table["logit"][mine][best] / odds[best], 4)  # as `calibrate` rounds it
-    return found
+    return columns
 
 
 def read_card(folder: Path) -> Card:

@@ -648,12 +648,13 @@ def _read_rows(path: Path) -> list[dict]:
 
 
 def write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, fold) -> None:
+    """P(ALL) in full: nine digits do not tell the cells of a saturated network apart."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(PREDICTIONS)
         names = name_cells(cells.files, cells.subjects)
         for row, z, p, t, k in zip(rows, logit, p_all, threshold, fold, strict=True):
-            writer.writerow([names[row], cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", f"{p:.9g}", t, k])
+            writer.writerow([names[row], cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", float(p), t, k])
 
 
 def _in_float32(network, recipe: Recipe):
