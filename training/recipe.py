@@ -187,12 +187,12 @@ class Recipe:
             raise RecipeError(f'schedule = "steps" needs step_epochs above 0. Received: step_epochs={self.step_epochs!r}')
         if self.folds < 2 or (self.validation and self.protocol != "image_level" and self.folds < 3):
             raise RecipeError(f"Folds for training, validation and test need folds >= 3. Received: folds={self.folds!r}")
-        if not all(isinstance(k, int) and 0 <= k < self.folds for k in self.test_folds):
-            raise RecipeError(f"test_folds must lie in 0..{self.folds - 1}. Received: test_folds={self.test_folds!r}")
-        if len(set(self.test_folds)) < len(self.test_folds):
-            raise RecipeError(f"test_folds must name each fold once. Received: test_folds={self.test_folds!r}")
-        if not all(isinstance(k, int) and 0 <= k < self.folds for k in self.teach_without):
-            raise RecipeError(f"teach_without must lie in 0..{self.folds - 1}. Received: teach_without={self.teach_without!r}")
+        for name in ("test_folds", "teach_without"):
+            named = getattr(self, name)
+            if not all(isinstance(k, int) and 0 <= k < self.folds for k in named):
+                raise RecipeError(f"{name} must lie in 0..{self.folds - 1}. Received: {name}={named!r}")
+            if len(set(named)) < len(named):
+                raise RecipeError(f"{name} must name each fold once. Received: {name}={named!r}")
         if self.probe_imaging and not (self.probe and (self.stain or self.gamma or self.blur)):
             raise RecipeError("probe_imaging needs a probe, and stain, gamma or blur: what it is to shun.")
         if self.grow_from and (self.weights or self.teach_epochs):
@@ -254,8 +254,7 @@ def read_recipe(path: Path, changes: dict | None = None, *, variants: bool = Tru
         values = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read as a recipe: {error}") from error
-    recipe = make_recipe(values, origin=str(path), variants=variants)
-    return make_recipe(dataclasses.asdict(recipe) | changes, origin=str(path), variants=variants) if changes else recipe
+    return make_recipe(values | (changes or {}), origin=str(path), variants=variants)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
