@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from model_zoo._errors import CheckpointError
-from model_zoo._files import whole_file
+from model_zoo._files import write_json
 
 BUNDLED = Path(__file__).parent / "checkpoints"
 WEIGHTS = "model.onnx"
@@ -80,8 +80,7 @@ class Card:
 
     def write(self, path: Path) -> None:
         """Write it whole or not at all: a folder with half a card would be no checkpoint, nor room for one."""
-        with whole_file(path) as unfinished:
-            unfinished.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_json(path, dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

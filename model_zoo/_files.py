@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,3 +21,9 @@ def whole_file(file: Path, tag: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def write_json(file: Path, values) -> None:
+    """Write JSON that appears whole or not at all."""
+    with whole_file(file) as unfinished:
+        unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8")

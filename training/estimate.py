@@ -21,8 +21,9 @@ from PIL import Image
 from inference.errors import InputError
 from inference.images import decode_image, frame_cell
 from model_zoo import BlastoscopeError, FrameSpec
+from model_zoo._files import write_json
 from training.data import Cells, cell_label, index_cells
-from training.jobs import free_device, write_json
+from training.jobs import free_device
 from training.recipe import Recipe, find_starts, read_recipe
 from training.results import in_words
 

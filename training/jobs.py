@@ -30,7 +30,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from model_zoo import Card, runs_folder
-from model_zoo._files import whole_file
+from model_zoo._files import write_json
 from training.data import Cells, split_into_folds, split_official
 from training.devices import virtual_devices
 from training.errors import DataError, RecipeError, RunError, Stopped
@@ -188,12 +188,6 @@ def read_json(file: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def write_json(file: Path, values: dict) -> None:
-    """Write JSON that appears whole or not at all."""
-    with whole_file(file) as unfinished:
-        unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_table(file: Path, text: tuple[str, ...] = ("fold",)) -> list[dict]:

@@ -12,9 +12,10 @@ from filelock import FileLock
 import model_zoo
 from model_zoo import Card, load_checkpoint, promoted_folder
 from model_zoo._checkpoint import weights_files
+from model_zoo._files import write_json
 from training.compare import shared_cells
 from training.errors import RunError
-from training.jobs import read_run, write_json
+from training.jobs import read_run
 from training.metrics import cell_metrics, paired_difference
 
 BESIDE = ("recipe.toml", "history.csv", "predictions.csv")

@@ -25,6 +25,7 @@ from inference.images import subject_of
 from model_zoo import Card
 from model_zoo._architecture import refresh
 from model_zoo._checkpoint import WEIGHTS, hash_weights
+from model_zoo._files import write_json
 from model_zoo._onnx import write_onnx
 from training.compare import PREDICTIONS
 from training.data import (
@@ -47,7 +48,7 @@ from training.devices import find_devices, keep_compiled, list_devices, precise,
 from training.errors import DataError, OutOfMemory, RunError, Stopped
 from training.fit import Draws, Part, append_rows, build_network, fit, halt, memory_told, predict_logit, save_arrays, split_of
 from training.growth import grow
-from training.jobs import gpus, write_json
+from training.jobs import gpus
 from training.metrics import bootstrap_metrics, fit_temperature, sigmoid, youden_threshold
 from training.recipe import Recipe, find_starts, read_recipe, write_recipe
 from training.results import PROTOCOLS
