@@ -28,8 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(root: Path) -> None:
-    from training.data import index_cells, split_by_subject
+    from training.data import index_cells
     from training.metrics import auroc, bootstrap_metrics
+    from training.splits import split_by_subject
 
     cells = index_cells(root)
     area = np.array([size_of(file) for file in cells.files])

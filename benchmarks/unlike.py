@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def persons(root) -> None:
-    from training.data import index_cells, split_by_stain, usual_ranges, verify_cells
+    from training.data import index_cells, usual_ranges, verify_cells
+    from training.splits import split_by_stain
 
     with tempfile.TemporaryDirectory() as cache:
         cells, _ = verify_cells(index_cells(root), cache=cache)

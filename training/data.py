@@ -1,4 +1,4 @@
-"""A folder of C-NMC cells: index it, verify every picture, split it, pack it into one array."""
+"""A folder of C-NMC cells: index it, verify every picture, pack it into one array."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from inference.gate import MEASURES, inspect_cell
 from inference.images import SUFFIXES, clean_name, decode_image, frame_cell, subject_of
 from model_zoo import FrameSpec
 from model_zoo._files import whole_file
-from training.errors import DataError, RecipeError
+from training.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".webp", *SUFFIXES}
 SUBJECTS_FILE = "subjects.csv"
 # The official set holds the same picture under several subjects: each group stays on one side of a split.
 SHARED_PICTURES = [{"20", "21"}, {"51", "75", "78"}, {"H2", "H4", "H5", "H6"}, {"H10", "H3"}]
-TRAINING, VALIDATION, TEST, LEFT_OUT = 0, 1, 2, -1  # sides of a split
 CLASSES = ((1, "ALL"), (0, "HEM"))
 _CHUNK = 256  # files in flight: what is read ahead of a slow disk stays small
 _WHEN_LOST = "This cell could be read a moment ago. Check the disk or the network share, then start again."
@@ -419,151 +418,6 @@ def _describe_copies(cells: Cells, groups: np.ndarray, copies: list[list[int]]) 
             f"Cells of both classes in subject(s) {', '.join(mixed)}: figures by subject take each to be of one class."
         )
     return sentences
-
-
-def split_into_folds(cells: Cells, *, folds: int, seed: int, by: str) -> np.ndarray:
-    """What a recipe's `folds_by` names: "cells" is `split_by_subject`, "chance" `split_by_chance`, "stain" `split_by_stain`."""
-    if by == "stain":
-        return split_by_stain(cells, folds=folds)
-    return (split_by_chance if by == "chance" else split_by_subject)(cells, folds=folds, seed=seed)
-
-
-def split_by_subject(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
-    """Fold number of every cell, int (n,). No group of subjects lies in two folds; folds are as alike in cells as may be.
-
-    Groups with many cells are laid out first and find their place whatever the seed: it moves few. For another division use
-    `split_by_chance`.
-
-    Raises:
-        DataError: a class has fewer subject groups than folds, or a fold would hold one class only.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    _raise_if_too_few(cells, folds)
-    fold_of = np.empty(len(cells), "int64")
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    for fold, (_, held_out) in enumerate(splitter.split(cells.y_true, cells.y_true, cells.groups)):
-        fold_of[held_out] = fold
-    return _with_both_classes(cells, folds, fold_of)
-
-
-def split_by_chance(cells: Cells, *, folds: int, seed: int) -> np.ndarray:
-    """Fold number of every cell, int (n,): groups of subjects are drawn, as many of a class for each fold.
-
-    Args:
-        seed: of the draw; another seed is another division.
-    Raises:
-        DataError: a class has fewer subject groups than folds, or a fold would hold one class only.
-    """
-    names, index = np.unique(cells.groups, return_inverse=True)
-    return _deal(cells, folds, np.random.default_rng(seed).random(len(names))[index])
-
-
-def split_by_stain(cells: Cells, *, folds: int) -> np.ndarray:
-    """Fold number of every cell, int (n,): in fold 0 the subjects whose cells are stained darkest, in the last the lightest.
-
-    Each has as many groups of subjects, class by class. With two folds a network is tested on stains it was not trained on.
-
-    Args:
-        cells: as `verify_cells` returns them.
-    Raises:
-        DataError: a class has fewer subject groups than folds, or a fold would hold one class only.
-    """
-    return _deal(cells, folds, cells.darkness)
-
-
-def _deal(cells: Cells, folds: int, key: np.ndarray) -> np.ndarray:
-    """Lay the groups of each class, from the highest mean of their cells' `key` to the lowest, into equally many a fold."""
-    _raise_if_too_few(cells, folds)
-    names, index = np.unique(cells.groups, return_inverse=True)
-    count = np.bincount(index)
-    mean, malignant = (np.bincount(index, weights=x) / count for x in (key, cells.y_true))
-    fold_of = np.empty(len(names), "int64")
-    for of_class in (malignant >= 0.5, malignant < 0.5):
-        highest_first = np.flatnonzero(of_class)[np.argsort(-mean[of_class], kind="stable")]
-        for fold, groups in enumerate(np.array_split(highest_first, folds)):
-            fold_of[groups] = fold
-    return _with_both_classes(cells, folds, fold_of[index])
-
-
-def _with_both_classes(cells: Cells, folds: int, fold_of: np.ndarray) -> np.ndarray:
-    for fold in range(folds):
-        if len(set(cells.y_true[fold_of == fold])) < 2:
-            raise DataError(
-                f"Fold {fold} of {folds} got cells of one class only. Use fewer folds, another seed, or other folds_by."
-            )
-    return fold_of
-
-
-def _raise_if_too_few(cells: Cells, folds: int) -> None:
-    for value, label in CLASSES:
-        n = len(set(cells.groups[cells.y_true == value]))
-        if n < folds:
-            way_out = (
-                f"Use at most {n} folds" if n > 1 else 'Choose protocol = "image_level", which says nothing on unseen persons'
-            )
-            raise DataError(
-                f"{folds} folds need at least {folds} groups of {label} subjects. Received: {n}. {way_out}, or add subjects."
-            )
-
-
-def split_by_image(cells: Cells, *, shares: Sequence[float], seed: int) -> np.ndarray:
-    """Side of every cell, int (n,), drawn within each class: cells of one subject come to lie on both sides.
-
-    Args:
-        shares: of TRAINING, VALIDATION and TEST, each in [0, 1], with sum 1.
-        seed: of the draw.
-    Raises:
-        RecipeError: shares that are none.
-        DataError: a class has too few cells for its shares.
-    """
-    if len(shares) != 3 or min(shares) < 0 or not np.isclose(sum(shares), 1):
-        raise RecipeError(f"shares must be three numbers from 0 on with sum 1. Received: {list(shares)}")
-    sides, rng = np.empty(len(cells), "int64"), np.random.default_rng(seed)
-    for value, label in CLASSES:
-        rows = rng.permutation(np.flatnonzero(cells.y_true == value))
-        ends = np.rint(np.cumsum(shares) * len(rows)).astype(int)
-        for side, part in enumerate(np.split(rows, ends[:-1])):
-            if shares[side] and not len(part):
-                raise DataError(f"{len(rows)} {label} cells are too few for shares of {list(shares)}. Add cells.")
-            sides[part] = side
-    return sides
-
-
-def split_official(cells: Cells) -> np.ndarray:
-    """Side of every cell, int (n,): TRAINING for the training folds, TEST for the preliminary test set.
-
-    The test set stays whole, as in published figures. Training subjects in a group with a test subject are LEFT_OUT.
-
-    Raises:
-        DataError: no preliminary test set, or a side without one of the classes.
-    """
-    if cells.preliminary is None or not cells.preliminary.any():
-        raise DataError(
-            "The official split needs the preliminary test set: C-NMC_test_prelim_phase_data and, beside it, "
-            'C-NMC_test_prelim_phase_data_labels.csv. Add both to the data folder, or choose protocol = "by_subject".'
-        )
-    shared = np.isin(cells.groups, cells.groups[cells.preliminary])
-    sides = np.where(cells.preliminary, TEST, np.where(shared, LEFT_OUT, TRAINING))
-    for side, what in ((TRAINING, "training folds"), (TEST, "preliminary test set")):
-        for value, label in CLASSES:
-            if not ((sides == side) & (cells.y_true == value)).any():
-                raise DataError(f"The {what} hold no {label} cells of subjects of their own. Check the data folder.")
-    return sides
-
-
-def check_sides(cells: Cells, sides: np.ndarray) -> None:
-    """Make sure that no group of subjects lies on two sides of a split (int (n,); LEFT_OUT is none).
-
-    Raises:
-        DataError: names the group.
-    """
-    for group in sorted(set(cells.groups)):
-        lies_on = set(sides[cells.groups == group].tolist()) - {LEFT_OUT}
-        if len(lies_on) > 1:
-            raise DataError(
-                f"Subjects {group.replace('+', ', ')} share pictures but lie on both sides of the split. Keep them together."
-            )
 
 
 def pack_cells(

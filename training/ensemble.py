@@ -10,12 +10,7 @@ import numpy as np
 
 from model_zoo import Card, FrameSpec, load_checkpoint
 from model_zoo._checkpoint import hash_members
-from training.compare import read_predictions
-from training.data import Cells
-from training.errors import RunError
-from training.fit import Part
-from training.metrics import bootstrap_metrics
-from training.run import (
+from training.calibration import (
     BALANCED,
     ESTIMATED,
     calibrate,
@@ -25,6 +20,11 @@ from training.run import (
     subject_rows,
     write_predictions,
 )
+from training.compare import read_predictions
+from training.data import Cells
+from training.errors import RunError
+from training.metrics import bootstrap_metrics
+from training.splits import Part
 
 
 def join(folders: list[Path], out: Path, *, title: str) -> Card:

@@ -26,6 +26,7 @@ from training.data import Cells, cell_label, index_cells
 from training.jobs import free_device
 from training.recipe import Recipe, find_starts, read_recipe
 from training.results import in_words
+from training.splits import Part, all_rows, divide, thinned
 
 SHOWN, VERSIONS, TILE, GAP = 4, 5, 96, 4  # cells in the picture, augmented versions of each; pixels
 STEPS = 3  # measured, after as many that also compile
@@ -52,10 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _look(recipe: Recipe, data: Path, picture: Path, *, tiny: bool, measure: bool) -> dict:
-    from training.run import _thinned, divide
-
     recipe, cells = find_starts(recipe, data), index_cells(data)
-    cells = _thinned(cells) if tiny else cells
+    cells = thinned(cells) if tiny else cells
     parts = divide(cells, replace(recipe, folds_by="cells"))  # as much work; darkness is not known before cells are verified
     rows = parts[0].training
     rows = np.concatenate([of[np.linspace(0, len(of) - 1, min(16, len(of))).astype(int)] for of in _by_class(cells, rows)])
@@ -152,11 +151,10 @@ def _time(recipe: Recipe, framed: np.ndarray, few: Cells) -> tuple[float, float,
 
 def _seconds(recipe: Recipe, cells: Cells, parts, step: float, forward: float) -> float:
     """Of a run: the steps of its fits, and forward passes over what is only looked at."""
-    from training.fit import CHANGED, Part
-    from training.run import _all_rows
+    from training.fit import CHANGED
 
     none = np.zeros(0, int)
-    fits = [*parts, *[Part(name="all", training=_all_rows(parts), validation=none, test=none)] * recipe.refit]
+    fits = [*parts, *[Part(name="all", training=all_rows(parts), validation=none, test=none)] * recipe.refit]
     steps, looked = recipe.teach_epochs * _batches(recipe, cells, parts[0]), 0
     if recipe.probe:  # features are of all cells, and of each fit's own network where that is grown or its head trained
         looked = len(cells) * (len(fits) if recipe.grow_from or recipe.head_epochs else 1)

@@ -9,7 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -20,12 +20,13 @@ import model_zoo
 from inference.images import rotate_cells
 from model_zoo._files import whole_file
 from training.augment import augmentation
-from training.data import LEFT_OUT, TEST, TRAINING, VALIDATION, Cells
+from training.data import Cells
 from training.devices import divided, held, spread, whole
 from training.errors import DataError, OutOfMemory, RecipeError, Stopped
 from training.lessons import lesson_gap
 from training.metrics import auroc, cell_metrics, sigmoid
 from training.recipe import Recipe
+from training.splits import Part
 
 VALIDATED = ("validation_auroc", "validation_accuracy", "validation_weighted_f1", "validation_loss")
 HISTORY = ("fold", "epoch", "loss", "learning_rate", *VALIDATED, "seconds")
@@ -34,23 +35,6 @@ CHANGED = 1600  # training cells that are imaged otherwise to show a probe what 
 XLA = keras.backend.backend() == "jax"
 # of mobilenet_v2_pyramid, what a teacher teaches
 _TAUGHT = re.compile(r".*_block_(6|13)_expand_relu_moments")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One fit of a run: which rows train it, choose its epoch, and test it; int arrays of positions in `Cells`."""
-
-    name: str
-    training: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-    def sides(self, n: int) -> np.ndarray:
-        """Side of each of `n` cells, as `training.data` numbers them."""
-        sides = np.full(n, LEFT_OUT)
-        for side, rows in ((TRAINING, self.training), (VALIDATION, self.validation), (TEST, self.test)):
-            sides[rows] = side
-        return sides
 
 
 def build_network(recipe: Recipe):

@@ -31,10 +31,11 @@ from filelock import FileLock, Timeout
 
 from model_zoo import Card, runs_folder
 from model_zoo._files import write_json
-from training.data import Cells, split_into_folds, split_official
+from training.data import Cells
 from training.devices import virtual_devices
 from training.errors import DataError, RecipeError, RunError, Stopped
 from training.recipe import Recipe, find_starts, read_recipe, write_recipe
+from training.splits import split_into_folds, split_official
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")

@@ -27,31 +27,35 @@ from model_zoo._architecture import refresh
 from model_zoo._checkpoint import WEIGHTS, hash_weights
 from model_zoo._files import write_json
 from model_zoo._onnx import write_onnx
-from training.compare import PREDICTIONS
-from training.data import (
-    TEST,
-    TRAINING,
-    VALIDATION,
-    Cells,
-    check_sides,
-    index_cells,
-    name_cells,
-    pack_cells,
-    split_by_image,
-    split_by_subject,
-    split_into_folds,
-    split_official,
-    usual_ranges,
-    verify_cells,
+from training.calibration import (
+    BALANCED,
+    ESTIMATED,
+    GIVEN,
+    UNCHOSEN,
+    calibrate,
+    calibrate_parts,
+    operating_points,
+    pool_parts,
+    subject_rows,
+    write_predictions,
 )
+from training.data import Cells, index_cells, pack_cells, usual_ranges, verify_cells
 from training.devices import find_devices, keep_compiled, list_devices, precise, spread
 from training.errors import DataError, OutOfMemory, RunError, Stopped
-from training.fit import Draws, Part, append_rows, build_network, fit, halt, memory_told, predict_logit, save_arrays, split_of
+from training.fit import Draws, append_rows, build_network, fit, halt, memory_told, predict_logit, save_arrays, split_of
 from training.growth import grow
 from training.jobs import gpus
-from training.metrics import bootstrap_metrics, fit_temperature, sigmoid, youden_threshold
+from training.metrics import bootstrap_metrics
 from training.recipe import Recipe, find_starts, read_recipe, write_recipe
 from training.results import PROTOCOLS
+from training.splits import (
+    Part,
+    all_rows,
+    check_sides,
+    divide,
+    shown_unlabelled,
+    thinned,
+)
 
 SENTENCES = {
     "by_subject": "Measured on subjects the network never saw; subjects that share a picture stay on one side.",
@@ -180,7 +184,7 @@ class Run:
         """The cells of the data folder that can be read, with what was found in them; a few of each subject if `tiny`."""
         cells = index_cells(self.data)
         if tiny:
-            cells = _thinned(cells)
+            cells = thinned(cells)
         cells, self.findings = verify_cells(cells, cache=_cache(), progress=self._every(500, "looked at", self._say))
         return cells
 
@@ -344,7 +348,7 @@ class Run:
         best = [_best_epoch(self.folder, part, self.recipe) for part in parts]
         epochs = max(1, round(float(np.median(best)))) if self.recipe.epochs else 0
         self.log(f"refit on all subjects for {epochs} epochs; the folds did best with {best}")
-        part = Part(name="all", training=_all_rows(parts), validation=np.zeros(0, int), test=np.zeros(0, int))
+        part = Part(name="all", training=all_rows(parts), validation=np.zeros(0, int), test=np.zeros(0, int))
         return self._one(packed, cells, part, replace(self.recipe, epochs=epochs, patience=0))
 
     def _finish(self, cells: Cells, parts: list[Part], results: list[dict], served: dict | None) -> Card:
@@ -450,7 +454,7 @@ class Run:
 
     def _cells_drawn(self, cells: Cells, parts: list[Part], history: list[dict]) -> int:
         """Over all epochs of all networks, those of a head alone too."""
-        recipe, training = self.recipe, {part.name: part.training for part in parts} | {"all": _all_rows(parts)}
+        recipe, training = self.recipe, {part.name: part.training for part in parts} | {"all": all_rows(parts)}
         if recipe.teach_epochs:
             training["taught"] = shown_unlabelled(cells, parts, recipe)
         epochs = Counter(row["fold"] for row in history if row["epoch"] != "0")
@@ -461,59 +465,10 @@ class Run:
         return drawn
 
 
-def _all_rows(parts: list[Part]) -> np.ndarray:
-    return np.unique(np.concatenate([rows for part in parts for rows in (part.training, part.validation, part.test)]))
-
-
-def divide(cells: Cells, recipe: Recipe) -> list[Part]:
-    """The fits that a recipe's protocol asks for.
-
-    Raises:
-        DataError: too few subjects for the folds, or no preliminary test set where the protocol is "official".
-    """
-    if recipe.protocol == "image_level":
-        rows = np.arange(len(cells)) if cells.preliminary is None else np.flatnonzero(~cells.preliminary)
-        sides = split_by_image(cells.choose(rows), shares=recipe.shares, seed=recipe.seed)
-        training, validation, test = (rows[sides == side] for side in (TRAINING, VALIDATION, TEST))
-        return [Part(name="image_level", training=training, validation=validation, test=test)]
-    if recipe.protocol == "official":
-        sides = split_official(cells)
-        training = np.flatnonzero(sides == TRAINING)
-        fold_of = split_by_subject(cells.choose(training), folds=recipe.folds, seed=recipe.seed)
-        held = training[(fold_of == 0) & recipe.validation]
-        rest = np.setdiff1d(training, held)
-        return [Part(name="official", training=rest, validation=held, test=np.flatnonzero(sides == TEST))]
-    fold_of = split_into_folds(cells, folds=recipe.folds, seed=recipe.seed, by=recipe.folds_by)
-    parts = []
-    for k in recipe.test_folds or range(recipe.folds):
-        test, validation = fold_of == k, (fold_of == (k + 1) % recipe.folds) & recipe.validation
-        rows = {"training": ~(test | validation), "validation": validation, "test": test}
-        parts.append(Part(name=f"fold_{k}", **{side: np.flatnonzero(where) for side, where in rows.items()}))
-    return parts
-
-
 def lessons_of(recipe: Recipe) -> Recipe:
     """The lessons alone of a recipe that begins with them."""
     no_probe = {"probe": 0.0, "probe_persons": 0.0, "probe_imaging": 0.0}
     return replace(recipe, epochs=recipe.teach_epochs, head_epochs=0, patience=0, **no_probe)
-
-
-def shown_unlabelled(cells: Cells, parts: list[Part], recipe: Recipe) -> np.ndarray:
-    """Positions of the cells that a network sees in its lessons: all that ever train it, less the folds of `teach_without`."""
-    rows = np.unique(np.concatenate([rows for part in parts for rows in (part.training, part.validation)]))
-    if not recipe.teach_without:
-        return rows
-    fold_of = split_into_folds(cells, folds=recipe.folds, seed=recipe.seed, by=recipe.folds_by)
-    return rows[~np.isin(fold_of[rows], recipe.teach_without)]
-
-
-def _thinned(cells: Cells, each: int = 2) -> Cells:
-    """At most `each` cells of a class of a subject: enough for a run that shows that everything works."""
-    seen, keep = Counter(), []
-    for one in zip(cells.subjects.tolist(), cells.y_true.tolist(), strict=True):
-        seen[one] += 1
-        keep.append(seen[one] <= each)
-    return cells.choose(np.array(keep))
 
 
 def provenance(cells: Cells, folder: str) -> tuple[str, str, list[str]]:
@@ -544,68 +499,6 @@ def provenance(cells: Cells, folder: str) -> tuple[str, str, list[str]]:
             "Told apart: what was labelled ALL and HEM. Any other cell type is misread.",
         ],
     )
-
-
-ESTIMATED = "largest sensitivity + specificity, smoothed, on cells not measured; a subject weighs as the root of its cells"
-BALANCED = "where ALL and HEM are as likely; both classes weigh alike in the regression, so nothing was estimated"
-UNCHOSEN = (1.0, 0.5)  # temperature and operating point
-GIVEN = "P(ALL) .5: there were no cells but those measured to choose it on"
-
-
-def operating_points(metrics: dict, threshold: float, chosen: str) -> dict:
-    """A card's operating points: one, the default."""
-    figures = {name: metrics[name] for name in ("sensitivity", "specificity")}
-    return {"default": {"threshold": threshold, "chosen": chosen} | figures}
-
-
-def subject_rows(y_true, subjects, called) -> list[list]:
-    """A card's `subjects`: [subject, y_true, cells, cells called ALL] of each."""
-    return [
-        [s, int(y_true[of][0]), int(of.sum()), int(called[of].sum())] for s in sorted(set(subjects)) for of in [subjects == s]
-    ]
-
-
-def calibrate_parts(
-    cells: Cells, parts: list[Part], results: list[dict], reported: str, *, balanced: bool
-) -> list[tuple[float, float]]:
-    """Temperature and threshold for each part, from cells that are not its `reported` ones: its validation cells, or,
-    where it has none, the other parts' held-out ones, else UNCHOSEN; `balanced` as in `calibrate`."""
-    found = []
-    for i, (part, result) in enumerate(zip(parts, results, strict=True)):
-        others = [j for j in range(len(parts)) if j != i]
-        if len(part.validation) and reported != "validation":
-            found.append(calibrate(cells, part.validation, result["validation"], balanced=balanced))
-        elif others:
-            rows = np.concatenate([parts[j].test for j in others])
-            found.append(calibrate(cells, rows, np.concatenate([results[j]["test"] for j in others]), balanced=balanced))
-        else:
-            found.append(UNCHOSEN)
-    return found
-
-
-def pool_parts(parts: list[Part], results: list[dict], calibrations, reported: str) -> list[np.ndarray]:
-    """The `reported` cells of all parts, each with its part's calibration: rows, logit, p_all, threshold, fold; (n,) each."""
-    columns = []
-    for part, result, (temperature, operating_point) in zip(parts, results, calibrations, strict=True):
-        rows, logit = getattr(part, reported), result[reported]
-        alike = np.full(len(rows), operating_point), np.full(len(rows), part.name)
-        columns.append((rows, logit, sigmoid(logit / temperature), *alike))
-    return [np.concatenate(column) for column in zip(*columns, strict=True)]
-
-
-def calibrate(cells: Cells, rows, logit, *, balanced: bool) -> tuple[float, float]:
-    """Temperature and threshold, rounded as the card gives them: figures are measured with what is served.
-
-    Args:
-        balanced: the network is a regression in which the classes weigh alike. Its operating point is logit 0: an estimate
-            from some 40 persons only adds noise to it (docs/decisions/0012).
-    """
-    y_true = cells.y_true[rows]
-    temperature = round(fit_temperature(y_true, logit), 4)
-    if balanced:
-        return temperature, 0.5
-    operating_point = sigmoid(youden_threshold(y_true, logit, cells.subjects[rows]) / temperature)
-    return temperature, round(float(np.clip(operating_point, 0.01, 0.99)), 4)
 
 
 def _cache() -> Path:
@@ -646,16 +539,6 @@ def _start(recipe: Recipe) -> str:
 def _read_rows(path: Path) -> list[dict]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, fold) -> None:
-    """P(ALL) in full: nine digits do not tell the cells of a saturated network apart."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(PREDICTIONS)
-        names = name_cells(cells.files, cells.subjects)
-        for row, z, p, t, k in zip(rows, logit, p_all, threshold, fold, strict=True):
-            writer.writerow([names[row], cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", float(p), t, k])
 
 
 def _in_float32(network, recipe: Recipe):

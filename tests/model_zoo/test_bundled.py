@@ -15,7 +15,7 @@ from training.compare import read_predictions
 from training.data import index_cells
 from training.metrics import bootstrap_metrics, roc_points
 from training.recipe import read_recipe
-from training.run import divide
+from training.splits import divide
 
 CARDS = sorted(list_checkpoints(), key=lambda card: card.name)
 every = pytest.mark.parametrize("name", [card.name for card in CARDS])

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from model_zoo import find_architecture
 from training.data import index_cells, pack_cells, verify_cells
-from training.fit import Part, fit, predict_logit
+from training.fit import fit, predict_logit
+from training.splits import Part
 from training.recipe import read_recipe
 
 class Report:

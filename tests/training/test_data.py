@@ -15,26 +15,20 @@ import training.data
 from inference.gate import MEASURES
 from inference.images import decode_image, frame_cell
 from model_zoo import FrameSpec
-from training.data import (
+from training.data import SHARED_PICTURES, Cells, index_cells, name_cells, pack_cells, usual_ranges, verify_cells
+from training.errors import DataError, RecipeError
+from training.splits import (
     LEFT_OUT,
-    SHARED_PICTURES,
     TEST,
     TRAINING,
     VALIDATION,
-    Cells,
     check_sides,
-    index_cells,
-    name_cells,
-    pack_cells,
     split_by_chance,
     split_by_image,
     split_by_stain,
     split_by_subject,
     split_official,
-    usual_ranges,
-    verify_cells,
 )
-from training.errors import DataError, RecipeError
 
 SPEC = FrameSpec(crop=200, size=64)
 

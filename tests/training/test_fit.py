@@ -15,9 +15,10 @@ import pytest
 from model_zoo import find_architecture, load_checkpoint
 from training.data import Cells, index_cells, pack_cells, verify_cells
 from training.errors import OutOfMemory, Stopped
-from training.fit import Draws, Part, _freeze, _optimizer, _standardise, _Watch, fit, memory_told, predict_logit
+from training.fit import Draws, _freeze, _optimizer, _standardise, _Watch, fit, memory_told, predict_logit
 from training.recipe import Recipe, read_recipe
 from training.run import Run, train
+from training.splits import Part
 
 PLAIN = {"title": "", "summary": "", "crop": 1, "input_size": 1, "epochs": 1, "learning_rate": 1.0, "architecture": "allnet"}
 quiet = lambda line: None  # noqa: E731

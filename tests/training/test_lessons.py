@@ -10,12 +10,13 @@ import pytest
 import model_zoo
 from model_zoo import load_checkpoint
 from training.__main__ import main
-from training.data import index_cells, split_by_subject
+from training.data import index_cells
 from training.errors import RecipeError
 from training.lessons import lesson_gap
 from training.recipe import make_recipe, read_recipe, write_recipe
 from training.results import RECIPES
-from training.run import divide, lessons_of, shown_unlabelled
+from training.run import lessons_of
+from training.splits import divide, shown_unlabelled, split_by_subject
 
 # A network with one lesson at stride 8 and one, by unpadded convolutions, that loses its rim.
 STUDENT = """

@@ -18,13 +18,14 @@ from inference.sources import open_paths
 from model_zoo import Card, find_checkpoint, load_checkpoint
 from model_zoo._checkpoint import BUNDLED
 from training.__main__ import main
-from training.data import index_cells, split_by_subject, verify_cells
+from training.data import index_cells, verify_cells
 from training.errors import Stopped
 from training.estimate import _seconds
 from training.fit import Draws
 from training.metrics import bootstrap_metrics
 from training.recipe import read_recipe
-from training.run import _thinned, divide, provenance, read_state
+from training.run import provenance, read_state
+from training.splits import divide, split_by_subject, thinned
 
 
 def table(folder, name):
@@ -205,8 +206,8 @@ def test_both_ways_hand_on_every_kind_of_setting(data, write_recipe_file, tmp_pa
 def test_few_cells_are_of_both_classes_of_a_subject_that_has_both(data):
     cells = index_cells(data)
     one = replace(cells, subjects=np.array(["1"] * len(cells)))
-    assert _thinned(one).count() == {"all_subjects": 1, "all_cells": 2, "hem_subjects": 1, "hem_cells": 2}
-    assert len(_thinned(cells, each=1)) == 21  # the damaged one is a subject's only
+    assert thinned(one).count() == {"all_subjects": 1, "all_cells": 2, "hem_subjects": 1, "hem_cells": 2}
+    assert len(thinned(cells, each=1)) == 21  # the damaged one is a subject's only
 
 
 @pytest.mark.parametrize(
