@@ -75,6 +75,10 @@ class Card:
             card = cls(**fields | {"framing": FrameSpec(**fields["framing"])})
             float(card.metrics["auroc"][1]), float(card.threshold), str(card.split["protocol"])  # what every list reads
             return card
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{path.parent} holds no {path.name}: it is no checkpoint, nor a run that finished."
+            ) from None
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise CheckpointError(f"{path} is no readable card: {error}") from error
 
@@ -150,6 +154,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} joins ensembles, or networks that see different windows. Make it again from others.")
     members = tuple(load_checkpoint(path.parent / name) for name in card.members)
     checkpoint = Checkpoint(path=path, card=card, members=members)
+    if not members and not card.weights_sha256:
+        raise CheckpointError(
+            f"{path} has figures and no network: its run measured the recipe and kept none. Train it with refit = true, or as "
+            "one fold."
+        )
     if not members and not checkpoint.weights.is_file():
         raise CheckpointError(f"{path} has a card but no {WEIGHTS}. Train it, or fetch the complete folder.")
     found = hash_members([m.card.weights_sha256 for m in members]) if members else hash_weights(checkpoint.weights)
@@ -232,7 +241,7 @@ def find_checkpoint(name: str, root: Path | None = None) -> Checkpoint:
     """
     known = [card.name for card in list_checkpoints(root)]
     if name not in known:
-        raise CheckpointError(f"There is no checkpoint {name!r}. Known: {', '.join(known) or 'none'}.")
+        raise CheckpointError(f"There is no checkpoint {name!r}. Known: {', '.join(known) or 'none'}; or give a folder.")
     return load_checkpoint(card_folder(name, root))
 
 

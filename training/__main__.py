@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -24,7 +25,7 @@ from model_zoo import BlastoscopeError, runs_folder
 from training.data import index_cells
 from training.devices import keep_memory
 from training.errors import RecipeError, RunError
-from training.jobs import hold_device, read_json, run_in_turn
+from training.jobs import check_feasible, hold_device, read_json, run_in_turn
 from training.recipe import read_recipe
 
 FAILED = 2
@@ -35,9 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {"evaluate": _evaluate, "compare": _compare, "ensemble": _ensemble, "sweep": _sweep}
     command = commands.get(arguments[0] if arguments else "", _train)
     try:
+        if command is _train and re.fullmatch("[a-z]+", arguments[0] if arguments else "") and not Path(arguments[0]).exists():
+            raise RecipeError(f"{arguments[0]!r} is no recipe, no run folder, and none of {', '.join(commands)}.")
         command(arguments if command is _train else arguments[1:])
     except KeyboardInterrupt:
-        print("stopped; go on with: python -m training RUN", file=sys.stderr)
+        print("stopped; of a run, python -m training and its folder go on with it", file=sys.stderr)
         return FAILED
     except BlastoscopeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -103,7 +106,7 @@ def _train(arguments: list[str]) -> None:
         return
     # what is wrong with it or with the folder is told before it waits for a device
     recipe = read_recipe(options.recipe, changes, variants=False)
-    index_cells(options.data)
+    check_feasible(recipe.tiny() if options.tiny else recipe, options.data, index_cells(options.data))
     asked = _asked(options, changes)
     with hold_device(out, resume=False, devices=recipe.devices, log=_say, **asked):
         from training.run import train
@@ -121,10 +124,11 @@ def _both_ways(options, out: Path, changes: dict) -> None:
     """A run by subject, one by image, and both beside each other; of what an earlier try left, only what is missing."""
     by_image = {"folds_by": "cells", "teach_without": []}  # no folds to put subjects into, or to keep from lessons
     ways = {"by_subject": changes, "image_level": changes | by_image}
-    commands, folders = {}, []
+    commands, folders, cells = {}, [], index_cells(options.data)
     for protocol, changed in ways.items():
         changed, folder = changed | {"protocol": protocol}, out.with_name(f"{out.name}_{protocol}")
-        read_recipe(options.recipe, changed, variants=False)  # a mistake is told before anything runs
+        recipe = read_recipe(options.recipe, changed, variants=False)
+        check_feasible(recipe.tiny() if options.tiny else recipe, options.data, cells)  # a mistake is told before anything runs
         folders.append(folder)
         told = read_json(folder / "run.json")
         if told and any(told.get(name) != value for name, value in _asked(options, changed).items()):
@@ -135,7 +139,6 @@ def _both_ways(options, out: Path, changes: dict) -> None:
             commands[folder.name] = [*given, *["--tiny"] * options.tiny]
         elif told["state"] != "finished":
             commands[folder.name] = [str(folder)]
-    index_cells(options.data)
     run_in_turn(commands, _say)
     for folder in folders:
         if read_json(folder / "run.json").get("state") != "finished":

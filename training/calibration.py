@@ -68,9 +68,12 @@ def operating_points(metrics: dict, threshold: float, chosen: str) -> dict:
 
 
 def subject_rows(y_true, subjects, called) -> list[list]:
-    """A card's `subjects`: [subject, y_true, cells, cells called ALL] of each."""
+    """A card's `subjects`: [subject, y_true, cells, cells called ALL] of each; twice one that has cells of both classes."""
     return [
-        [s, int(y_true[of][0]), int(of.sum()), int(called[of].sum())] for s in sorted(set(subjects)) for of in [subjects == s]
+        [subject, value, int(of.sum()), int(called[of].sum())]
+        for subject in sorted(set(subjects))
+        for value in (0, 1)
+        if (of := (subjects == subject) & (y_true == value)).any()
     ]
 
 

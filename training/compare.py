@@ -90,13 +90,13 @@ def evaluate(
         )
     y_true, subjects = kept.y_true[read], kept.subjects[read]
     p_all = np.array([result.p_all for result in results if result.p_all is not None])
-    lines = []
+    lines = [cells.passed_over] if cells.unlabelled else []
     if met.any():
         names = sorted(set(cells.subjects[met]))
         which = f"{len(names)} subjects with the id of one that trained it, or that shares pictures with such"
         left = f"left out: {met.sum():,} cells of {which}: {', '.join(names)}. If they are other people, add --other-people."
         said = f"said to be other people than those that trained it, though they have their ids: {', '.join(names)}"
-        lines = [said if other_people else left]
+        lines.append(said if other_people else left)
     lines += [f"not read: {cell_label(kept.files[i])}: {results[i].note}" for i in np.flatnonzero(~read)]
     if noted := [i for i in np.flatnonzero(read) if carries_weight(results[i].note)]:
         first = f"{cell_label(kept.files[noted[0]])}: {results[noted[0]].note}"

@@ -95,6 +95,14 @@ class Cells:
         """float (n,): optical density of each cell's mean colour; None before `verify_cells`."""
         return None if self.measures is None else self.measures[:, MEASURES.index("darkness")]
 
+    @property
+    def passed_over(self) -> str:
+        """A sentence on the images without a label; "" where there are none."""
+        if not self.unlabelled:
+            return ""
+        passed = _some([cell_label(file) for file in self.unlabelled], "without a label")
+        return f"Passed over: {passed}. Its folder's name (all or hem), its own or subjects.csv would tell it."
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over name, subject, label and content of every file in order, wherever the folder lies."""
@@ -107,11 +115,11 @@ def index_cells(root: Path) -> Cells:
     """Index a folder of labelled cells by names and tables; no picture is opened. Links to folders are followed.
 
     Understands any tree whose images lie in folders `all` and `hem` (TCIA `fold_*/{all,hem}`, Kaggle
-    `training_data/fold_*/{all,hem}`, plain `{all,hem}`), names ending `_all` / `_hem`, and the preliminary test
-    set (`<folder>_labels.csv` with Patient_ID and new_names, beside its images or beside their folder; the final
-    test set repeats the same new names, unlabelled). Subjects come from file names, or from `subjects.csv` in `root`
-    with the columns file (path below `root`, or a name that occurs once), subject and, where folders and names do
-    not tell it, label (all or hem).
+    `training_data/fold_*/{all,hem}`, plain `{all,hem}`) or in a folder a subject inside these, names ending `_all` / `_hem`,
+    and the preliminary test set (`<folder>_labels.csv` with Patient_ID and new_names, beside its images or beside their
+    folder; the final test set repeats the same new names, unlabelled). Subjects come from file names, else from the folder
+    inside `all` or `hem`, or from `subjects.csv` in `root` with the columns file (path below `root`, or a name that occurs
+    once), subject and, where folders and names do not tell it, label (all or hem). What is hidden (.name) is passed over.
 
     Raises:
         DataError: no folder, no labelled images, one class only, images without subjects, a table that does not
@@ -121,32 +129,35 @@ def index_cells(root: Path) -> Cells:
     if not root.is_dir():
         raise DataError(f"{root} is no folder. Give the folder that holds the C-NMC cells.")
     inside = _walk(root)
-    files = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("._") and p.is_file()]
+    files = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     tables = [p for p in inside if p.match("*labels*.csv")]
     listed = _read_subjects(root, files)
     renamed = _read_label_files([file for file in files if file not in listed], files, tables)
     rows, named, nameless, unlabelled = [], set(), [], []
     for file in files:
         official = renamed.get(file, file.name)
-        subject, label = listed.get(file, (None, _label_of(official, file)))
+        subject, label = listed.get(file, (None, _label_of(official, file, root)))
         if label is None:
             unlabelled.append(file)
             continue
-        if subject is None:
-            subject = subject_of(official)
-            if subject is None:
-                nameless.append(file)
-                continue
+        if subject is None and (subject := subject_of(official)):
             named.add(subject)
+        elif subject is None and not (subject := _folder_of(file, root)):
+            nameless.append(file)
+            continue
         rows.append((file, label, subject))
     if nameless:
         raise DataError(
             f"{len(nameless)} labelled images carry no subject in their name (first: {nameless[0].relative_to(root)}). "
-            f"Name their subjects in {root / SUBJECTS_FILE}, a table with the columns file,subject and one line an image; "
-            "without subjects, no figure on unseen persons can be given."
+            f"Put each subject's images into a folder of its own inside all or hem, or name their subjects in "
+            f"{root / SUBJECTS_FILE}, a table with the columns file,subject and one line an image; without subjects, no "
+            "figure on unseen persons can be given."
         )
     if not rows:
-        raise DataError(f"{root} holds no labelled cells. Expected …/all/*.bmp and …/hem/*.bmp, or names ending _all, _hem.")
+        raise DataError(
+            f"{root} holds no labelled cells. Expected …/all/*.bmp and …/hem/*.bmp, names ending _all, _hem, or "
+            f"{SUBJECTS_FILE} with the columns file,subject,label."
+        )
     files, labels, subjects = zip(*rows, strict=True)
     if len(set(labels)) == 1:
         raise DataError(f"{root} holds only {'ALL' if labels[0] else 'HEM'} cells. Training needs both classes.")
@@ -171,30 +182,49 @@ def _walk(root: Path) -> list[Path]:
                 inside.clear()
                 continue
             seen.add(real)
-            inside[:] = [name for name in inside if name != "__MACOSX"]  # as where cells are read
-            found += [Path(folder, name) for name in names]
+            inside[:] = [name for name in inside if name != "__MACOSX" and not name.startswith(".")]  # thumbnails, waste bins
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
             tops += [link for name in sorted(inside) if (link := Path(folder, name)).is_symlink()]
     return sorted(found)
 
 
-def _label_of(official: str, file: Path) -> int | None:
-    """What its name says, else its folder."""
-    for text in (Path(official).stem.lower().rpartition("_")[2], file.parent.name.lower()):
+def _label_of(official: str, file: Path, root: Path) -> int | None:
+    """What its name says, else the nearest folder up to `root` that is called all or hem."""
+    folders = (folder.name.lower() for folder in file.parents if folder.is_relative_to(root))
+    for text in (Path(official).stem.lower().rpartition("_")[2], *folders):
         if text in ("all", "hem"):
             return int(text == "all")
     return None
 
 
+def _folder_of(file: Path, root: Path) -> str:
+    """The subject whose folder lies between a folder all or hem and the file; "" where there is none."""
+    subject = ""
+    for folder in file.parents:
+        if folder.name.lower() in ("all", "hem"):
+            return subject and clean_name(subject).upper()
+        if folder == root:
+            break
+        subject = folder.name
+    return ""
+
+
 def _read_table(table: Path) -> list[dict]:
     """Rows of a CSV, its columns apart by commas, semicolons (as Excel writes it in many countries) or tabs; what is no CSV has
-    none."""
-    with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline()
-        file.seek(0)
-        try:
-            return list(csv.DictReader(file, restval="", delimiter=max(",;\t", key=header.count)))
-        except csv.Error:
-            return []
+    none. In UTF-8, UTF-16, or else in Latin-1, as older Excels write: no letter is lost, so no two names become one."""
+    content = table.read_bytes()
+    try:
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    lines = text.splitlines(keepends=True)
+    if lines and lines[0].lower().startswith("sep="):  # a word to Excel
+        del lines[0]
+    try:
+        delimiter = max(",;\t", key="".join(lines[:1]).count)
+        return [row for row in csv.DictReader(lines, restval="", delimiter=delimiter) if any(row.values())]
+    except csv.Error:
+        return []
 
 
 def _columns(rows: list[dict]) -> str:
@@ -215,12 +245,12 @@ def _read_label_files(unlisted: list[Path], files: list[Path], tables: list[Path
     for table in tables:
         official, rows, of = {}, _read_table(table), table.stem.removesuffix("_labels")
         if not rows or not rows[0].keys() >= {"Patient_ID", "new_names"}:
-            if any(file.parent.name == of and _label_of(file.name, file) is None for file in unlisted):
+            if any(file.parent.name == of and _label_of(file.name, file, file.parent) is None for file in unlisted):
                 raise DataError(f"{table} needs the columns Patient_ID,new_names and labels. Received: {_columns(rows)}")
             continue
         for row in rows:
             name = official[Path(row["new_names"]).stem] = row["Patient_ID"]
-            label = _label_of(name, table)
+            label = _label_of(name, table, table.parent)
             if subject_of(name) is None or row.get("labels", str(label)) != str(label):
                 raise DataError(
                     f"{table}: Patient_ID {name!r} and labels {row.get('labels')!r} do not fit. Expected "
@@ -251,7 +281,7 @@ def _read_subjects(root: Path, files: list[Path]) -> dict[Path, tuple[str, int]]
     table = root / SUBJECTS_FILE
     if not table.is_file():
         return {}
-    rows = _read_table(table)
+    rows = [{str(column).strip().lower(): value for column, value in row.items()} for row in _read_table(table)]
     if not rows or not rows[0].keys() >= {"file", "subject"}:
         raise DataError(
             f"{table} needs the columns file,subject (and label, if folders do not tell it). Received: {_columns(rows)}"
@@ -269,12 +299,12 @@ def _read_subjects(root: Path, files: list[Path]) -> dict[Path, tuple[str, int]]
     listed: dict[Path, tuple[str, int]] = {}
     for line, (name, row) in enumerate(zip(names, rows, strict=True), 2):
         file, subject, given = by_name[name], row["subject"].strip(), row.get("label", "").strip().lower()
-        told = _label_of(file.name, file)
+        told = _label_of(file.name, file, root)
         label = {"all": 1, "1": 1, "hem": 0, "0": 0, "": told}.get(given)
         if not subject:
             wrong = "the subject is empty"
         elif label is None:
-            wrong = f"the label must be all or hem. Received: {given!r}"
+            wrong = f"neither folder nor name tells it, so a column label must say all or hem. Received: {given!r}"
         elif told not in (None, label):
             wrong = f"the label {given!r} contradicts the folder or name of the image"
         elif file in listed:
@@ -343,10 +373,7 @@ def verify_cells(
     pixels, sizes, reasons, grey, measures = (np.array(column) for column in columns)
     readable = pixels != ""
     lost = reasons[~readable].tolist()
-    sentences = [f"{len(lost):,} of {len(cells):,} images cannot be read as cells and are left out:", *lost] if lost else []
-    if cells.unlabelled:
-        passed = _some([cell_label(file) for file in cells.unlabelled], "without a label")
-        sentences.append(f"Passed over: {passed}. Its folder's name (all or hem), its own or subjects.csv would tell it.")
+    sentences = [cells.passed_over] if cells.unlabelled else []
     cells = replace(cells, measures=measures).choose(readable)
     pixels, sizes = pixels[readable], Counter(sizes[readable].tolist())
     for value, label in CLASSES:
@@ -362,7 +389,10 @@ def verify_cells(
         sentences.append(f"{_some(named, 'in grey')}: what is learnt from them does not hold for stained cells.")
     copies = _copies(pixels)
     groups = _join_groups(cells.groups, copies)
-    return replace(cells, groups=groups), sentences + _describe_copies(cells, groups, copies)
+    sentences += _describe_copies(cells, groups, copies)
+    if lost:  # last, as it may be a long list
+        sentences += [f"{len(lost):,} of {len(pixels) + len(lost):,} images cannot be read as cells and are left out:", *lost]
+    return replace(cells, groups=groups), sentences
 
 
 def usual_ranges(cells: Cells) -> dict[str, dict[str, list[float]]]:

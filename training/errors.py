@@ -21,3 +21,8 @@ class Stopped(BlastoscopeError):
 
 class OutOfMemory(BlastoscopeError):
     """The device's memory is too small for a batch; it is tried with smaller ones."""
+
+
+def why(error: BaseException) -> str:
+    """What a run that ended tells of its end."""
+    return "Stopped by Ctrl-C." if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__

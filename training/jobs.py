@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,7 +34,7 @@ from model_zoo import Card, runs_folder
 from model_zoo._files import write_json
 from training.data import Cells
 from training.devices import virtual_devices
-from training.errors import DataError, RecipeError, RunError, Stopped
+from training.errors import DataError, RecipeError, RunError, Stopped, why
 from training.recipe import Recipe, find_starts, read_recipe, write_recipe
 from training.splits import split_into_folds, split_official
 
@@ -41,7 +42,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 RESERVED = ("cache", "promoted", "sweeps")  # other things that live beside the runs
 SHARED_CPU = "BLASTOSCOPE_SHARED_CPU"  # set where a cluster gives out the processors (training.sweep): no run waits for them
-WITHOUT_A_WORD = "It ended without a word: it was killed, the machine went down, or memory ran out."
+WITHOUT_A_WORD = "Ended without a word: it was killed, the machine went down, or memory ran out."
 _FRAMEWORK = re.compile(
     r"[IWE]\d{4}|WARNING: All log messages before absl|To enable the following instructions"
 )  # its own talk
@@ -260,6 +261,8 @@ def hold_device(folder: Path, *, resume: bool, devices: int = 1, log: Callable[[
             raise RunError(f"{folder} holds no run. Start one: python -m training RECIPE --out {folder}")
         if resume and known["state"] == "finished":
             raise RunError(f"{folder} is finished. To train again, start its recipe with another --out.")
+        if known and not resume and known["state"] == "finished":
+            raise RunError(f"{folder} already holds a finished run. Give another --out.")
         if known and not resume:
             raise RunError(f"{folder} already holds a run. Resume it: python -m training {folder}. Or give another --out.")
         (folder / "stop").unlink(missing_ok=True)
@@ -274,8 +277,7 @@ def hold_device(folder: Path, *, resume: bool, devices: int = 1, log: Callable[[
         except BaseException as error:
             if read_json(folder / "run.json").get("state") == "queued":  # it never came to say more
                 stopped = isinstance(error, Stopped | KeyboardInterrupt)
-                message = str(error) or type(error).__name__
-                ended = {"state": "stopped" if stopped else "failed", "message": message, "ended": _now()}
+                ended = {"state": "stopped" if stopped else "failed", "message": why(error), "ended": _now()}
                 with contextlib.suppress(OSError):  # a full disk, maybe
                     write_json(folder / "run.json", waiting | ended)
                 unused = made and not stopped
@@ -449,9 +451,12 @@ def delete_run(name: str) -> None:
     """Delete a run folder and all that is in it; promoted copies stay.
 
     Raises:
-        RunError: it runs, or may not be deleted.
+        RunError: it runs, may not be deleted, or an ensemble beside it names it.
     """
     folder = run_folder(name)
+    for card in folder.parent.glob("*/card.json"):
+        if name in read_json(card).get("members", ()):
+            raise RunError(f"Run {name} is a member of the ensemble {card.parent}. Delete that folder first.")
     mine = _lock(folder)
     try:
         mine.acquire(timeout=1, poll_interval=0.01)
@@ -471,7 +476,8 @@ def _claim(name: str) -> Path:
     root = runs_folder()
     if "/" in name or "\\" in name or ".." in name:
         raise RunError(f"{name!r} is a path. Give the run a plain name; it is kept in {root}.")
-    plain = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:60]
+    latin = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()  # Übung: Ubung
+    plain = re.sub(r"[^a-z0-9_]+", "-", latin.lower()).strip("-")[:60]
     if not plain or plain in RESERVED:
         raise RunError(f"{name!r} cannot be the name of a run. Use letters and digits.")
     try:
@@ -523,6 +529,16 @@ def shipped_recipes() -> dict[str, Recipe]:
     return {
         file.stem: read_recipe(file, variants=False) for file in sorted((REPOSITORY / "training" / "recipes").glob("*.toml"))
     }
+
+
+def check_feasible(recipe: Recipe, data: Path, cells: Cells) -> None:
+    """What a run would find wrong once it has a device, told before it waits for one.
+
+    Raises:
+        DataError: too few cells for the recipe's split. RecipeError: no weights to begin with.
+    """
+    describe_split(recipe, cells)
+    find_starts(recipe, data)
 
 
 def describe_split(recipe: Recipe, cells: Cells) -> str:

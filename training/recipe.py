@@ -186,7 +186,10 @@ class Recipe:
         if self.schedule == "steps" and self.step_epochs < 1:
             raise RecipeError(f'schedule = "steps" needs step_epochs above 0. Received: step_epochs={self.step_epochs!r}')
         if self.folds < 2 or (self.validation and self.protocol != "image_level" and self.folds < 3):
-            raise RecipeError(f"Folds for training, validation and test need folds >= 3. Received: folds={self.folds!r}")
+            raise RecipeError(
+                "Folds for training, validation and test need folds >= 3; two do with validation = false. "
+                f"Received: folds={self.folds!r}"
+            )
         for name in ("test_folds", "teach_without"):
             named = getattr(self, name)
             if not all(isinstance(k, int) and 0 <= k < self.folds for k in named):

@@ -41,7 +41,7 @@ from training.calibration import (
 )
 from training.data import Cells, index_cells, pack_cells, usual_ranges, verify_cells
 from training.devices import find_devices, keep_compiled, list_devices, precise, spread
-from training.errors import DataError, OutOfMemory, RunError, Stopped
+from training.errors import DataError, OutOfMemory, RunError, Stopped, why
 from training.fit import Draws, append_rows, build_network, fit, halt, memory_told, predict_logit, save_arrays, split_of
 from training.growth import grow
 from training.jobs import gpus
@@ -171,7 +171,7 @@ class Run:
             card = self._train(cells, parts)
         except BaseException as error:
             state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-            message = str(error) or type(error).__name__
+            message = why(error)
             with contextlib.suppress(OSError):  # a full disk is the very reason, it may be
                 self.told(state=state, message=message, ended=_now(), seconds=self._spent())
                 self.log(f"{state}: {message}")

@@ -75,9 +75,11 @@ def sweep(
     """
     if ray is not None:
         _import_ray()
-    index_cells(data)
+    cells = index_cells(data)
     out = Path(out or runs_folder() / "sweeps" / _folder_name(recipes)).resolve()
     data, planned = Path(data).resolve(), plan(recipes, seeds, out, changes)
+    for run in planned:
+        jobs.check_feasible(run.recipe, data, cells)
     for run in planned:
         _ask(run, data)
     missing = [run for run in planned if not run.finished]
@@ -314,7 +316,8 @@ def describe(rows: list[dict]) -> str:
         lines.append(f"| {' | '.join(told)} |")
     for row in rows:
         if row["against"]:
-            lines += ["", f"{row['recipe']} minus {row['against']} on {row['shared_cells']:.0f} shared cells, mean of seeds:"]
+            shared = f"on {row['shared_cells']:.0f} shared cells, P(ALL) averaged over seeds:"
+            lines += ["", f"{row['recipe']} minus {row['against']} {shared}"]
             for metric in GAPS:
                 gap, low, high = (row[f"{metric}_gap{end}"] for end in ("", "_low", "_high"))
                 lines.append(f"  {metric:20} {gap:+.3f} ({low:+.3f} to {high:+.3f})")

@@ -351,7 +351,8 @@ def layer_table(layers: list) -> None:
 def model_sentence(card: Card) -> str:
     """What it is, what it was measured on, the one figure, and what it cost."""
     cells = {value: [n for _, y_true, n, _ in card.subjects if y_true == value] for value in (0, 1)}
-    spent = cost(card)
+    spent, start = cost(card), card.training["start"]
+    start = start if start.startswith("grown") else f"from {start}"
     if card.split["protocol"] == "image-level":
         seen = "other cells of whom trained it"
     else:
@@ -361,7 +362,7 @@ def model_sentence(card: Card) -> str:
         f"{card.summary} AUROC **{with_interval(card.metrics['auroc'])}** on {sum(cells[1]):,} ALL cells of "
         f"{len(cells[1])} subjects and {sum(cells[0]):,} HEM cells of {len(cells[0])} subjects, "
         f"{seen}. "
-        f"Training: {spent['work']}, {spent['time']} on {spent['device']}, from {card.training['start']}."
+        f"Training: {spent['work']}, {spent['time']} on {spent['device']}, {start}."
     )
 
 
@@ -393,7 +394,7 @@ def metric_table(card: Card) -> None:
     st.caption(
         f"Called ALL: {called[1]:,} of {n[1]:,} ALL cells and {called[0]:,} of {n[0]:,} HEM cells, at "
         f"{'the operating point of each fold' if each else f'the operating point {card.threshold:.2f}'}. "
-        "Intervals: subjects drawn with replacement."
+        "Intervals: subjects drawn with replacement; that of ECE lies high, as drawing subjects again adds error."
     )
 
 

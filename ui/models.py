@@ -189,8 +189,8 @@ def compare_seeds() -> None:
     st.markdown("#### Sweeps")
     st.markdown(
         "Here the same recipes were trained several times. Only the seed changed: what it draws of the split, first weights "
-        "and the order of the cells. **How far the figures of one recipe lie apart is luck**; two recipes differ where the "
-        "interval of their difference leaves out zero."
+        "and the order of the cells. **How far the figures of one recipe lie apart is luck.** Of two recipes P(ALL) is "
+        "averaged over the seeds first; they differ, with these seeds, where the interval of their difference leaves out zero."
     )
     left, right = st.columns([2, 3])
     sweep = left.selectbox("Sweep", list(sweeps), key="sweep")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from model_zoo import BlastoscopeError, Card, runs_folder
+from model_zoo import BlastoscopeError, Card, card_folder, runs_folder
 from training import jobs, promotion
 from training.data import Cells, verify_cells
 from training.jobs import Run
@@ -63,6 +63,8 @@ def choose_data() -> tuple[Path, Cells] | None:
             f"**{len(cells):,} cells of {len(set(cells.subjects))} subjects.** ALL: {n['all_cells']:,} cells of "
             f"{n['all_subjects']}. HEM: {n['hem_cells']:,} cells of {n['hem_subjects']}."
         )
+        if cells.unlabelled:
+            st.caption(components.plain(cells.passed_over))
         picture, names = resources.sample_sheet(str(folder))
         st.image(picture, width="stretch", alt=f"sample cells: {', '.join(names)}")
         st.caption("Above ALL, below HEM; each of another subject, at one scale.")
@@ -90,7 +92,7 @@ def _verify(folder: str) -> None:
         st.caption("Every picture was checked: all can be read, none occurs under two subjects.")
         return
     with st.expander(f"{len(found)} remark{'s' if len(found) > 1 else ''} on the pictures"):
-        for sentence in found[:50]:
+        for sentence in [*found[:50], f"and {len(found) - 50:,} more"][: len(found)]:
             st.markdown(components.plain(sentence))
 
 
@@ -500,16 +502,20 @@ def offer_promotion(name: str) -> None:
         card, default = jobs.read_run(name).card, resources.cards()[0]
         promotion.check_split(card)
         found = resources.comparison(name, card.weights_sha256, default.name)
-        st.markdown(f"##### {components.plain(card.title)} of this run, beside the default\n{_verdict(found)}")
+        st.markdown(f"##### {components.plain(card.title)} of this run, beside the default\n{_verdict(found, default)}")
         _comparison_table(default, card, found)
         promotion.check_promotable(name)
         st.button("Make it the default", type="primary", on_click=_promote, args=(name,))
         st.caption("New cases then open with it, for everyone who uses this app. It can be taken back.")
 
 
-def _verdict(found: promotion.Comparison) -> str:
+def _verdict(found: promotion.Comparison, default: Card) -> str:
     if not found.figures:
-        return "The two share no held-out cells of both classes, so no difference can be given; each has its own figures below."
+        return (
+            "The two share no held-out cells of both classes, so no difference can be given; each has its own figures below. "
+            "What the default reaches on other cells: "
+            f"`python -m training evaluate {card_folder(default.name)} --data FOLDER`."
+        )
     gap, low, high = found.figures["auroc"][2]
     said = f"On the {found.cells:,} held-out cells of {found.subjects} subjects that both were measured on, its AUROC is"
     said += (

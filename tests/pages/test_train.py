@@ -231,7 +231,7 @@ def test_a_run_that_ended_early_says_what_happened_and_offers_to_go_on(state, pa
     (first / "run.json").write_text(json.dumps(told))
     app = page()
     shown = words(app).replace("\\", "")
-    assert ("Disk full." if state == "failed" else "It ended without a word") in shown
+    assert ("Disk full." if state == "failed" else "Ended without a word") in shown
     assert one(app.button, "Resume") and not [b for b in app.button if b.label == "Make it the default"]
 
 

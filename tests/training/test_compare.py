@@ -41,7 +41,10 @@ def test_evaluate_leaves_out_subjects_that_trained_it(shelf, data, tmp_path):
     # 21 shares pictures with 20, which trained the network
     assert len(rows) == 34 and not {"20", "21", "H21"} & {row["subject"] for row in rows}
     assert "UID_99_1_1_all.png" in said  # the damaged one is named
-    assert "carry a note" not in said
+    assert "carry a note" not in said and "Passed over" not in said
+    littered = shutil.copytree(data, tmp_path / "littered")
+    (littered / "stray.png").write_bytes(b"")
+    assert "Passed over: 1 image without a label" in evaluate(shelf("again", ["20", "H21"]), littered)
     known = {name: {"cell": [0, 1e-9], "person": [0, 1e-9]} for name in MEASURES}
     assert "carry a note: 34 of 34 cells; first: all/UID_22_1_1_all.png: diameter" in evaluate(
         shelf("strict", ["20", "H21"], usual=known), data

@@ -127,11 +127,21 @@ def test_links_to_folders_are_followed_and_may_form_a_ring(tmp_path, picture):
 
 
 def test_images_without_a_label_are_said(tmp_path, picture):
-    names = ["all/UID_1_1_1_all.png", "hem/day 2/UID_H1_1_1_hem.png", "all/9/c.png", "other/cat.png", "__MACOSX/all/x.png"]
+    names = ["all/UID_1_1_1_all.png", "hem/day 2/UID_H1_1_1_hem.png", "c.png", "other/cat.png", "__MACOSX/all/x.png"]
     cells = index_cells(lay(tmp_path, picture, *names))
     assert rows(cells) == [("UID_1_1_1_all.png", 1, "1"), ("UID_H1_1_1_hem.png", 0, "H1")]
     (sentence,) = (line for line in verify_cells(cells, cache=tmp_path / "cache")[1] if line.startswith("Passed over"))
-    assert "2 images without a label (first: 9/c.png)" in sentence
+    assert f"2 images without a label (first: {tmp_path.name}/c.png)" in sentence
+
+
+def test_a_folder_inside_all_or_hem_is_a_subject_where_names_tell_none(tmp_path, picture):
+    names = ["all/Lab 7/a.png", "all/Lab 7/day 2/b.png", "hem/H 3/a.png", "hem/H 3/UID_H1_1_1_hem.png", "all/.Trash/9/c.png"]
+    assert rows(index_cells(lay(tmp_path, picture, *names))) == [
+        ("a.png", 1, "LAB 7"),
+        ("b.png", 1, "LAB 7"),
+        ("UID_H1_1_1_hem.png", 0, "H1"),
+        ("a.png", 0, "H 3"),
+    ]
 
 
 def test_what_cannot_be_trained_on_is_told(tmp_path, picture):
@@ -359,6 +369,14 @@ def test_tables_may_come_from_excel(tmp_path, picture, mark):
     assert cells.preliminary.sum() == 2 and set(cells.subjects) == {"1", "H1", "57", "H49", "7, TWIN"}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+def test_names_of_two_persons_stay_two_however_a_table_is_saved(tmp_path, picture, encoding):
+    root = lay(tmp_path, picture, "all/a.png", "all/b.png", "hem/c.png")
+    table = "sep=;\nFile ;SUBJECT\na.png;M\u00fcller\nb.png;M\u00f6ller\nc.png;H\n;\n"
+    (root / "subjects.csv").write_text(table, encoding)
+    assert index_cells(root).subjects.tolist() == ["M\u00dcLLER", "M\u00d6LLER", "H"]
+
+
 def test_labels_of_a_folder_that_lack_a_column_are_told(tmp_path, picture):
     root = lay_official(tmp_path, picture, table=OFFICIAL.replace("new_names", "names"))
     with pytest.raises(DataError, match=rf"{PRELIMINARY}_labels\.csv needs.*Patient_ID,new_names.*Received: Patient_ID, names"):
@@ -422,8 +440,11 @@ def test_subjects_from_a_table(tmp_path, picture):
         ("file,subject\na.png\n", "line 2, a.png: the subject is empty"),
         ("file,subject\na.png,1\na.png,2\n", "line 3, a.png: the image is named a second time"),
         ("file,subject,label\na.png,1,hem\n", "line 2, a.png: the label 'hem' contradicts the folder"),
-        ("file,subject,label\nx.png,1,maybe\n", "line 2, x.png: the label must be all or hem. Received: 'maybe'"),
-        ("file,subject\nx.png,1\n", "line 2, x.png: the label must be all or hem"),
+        (
+            "file,subject,label\nx.png,1,maybe\n",
+            "line 2, x.png: neither.* must say all or hem. Received: 'maybe'",
+        ),
+        ("file,subject\nx.png,1\n", "line 2, x.png: neither folder nor name tells it, so a column label must say"),
         ("file,subject\nall/same.png,1\na.png,1\n", r"1 labelled images carry no subject.*hem/same\.png"),
         ("file,subject\n" + "x" * 200_000 + ",1\n", "needs the columns file,subject"),
     ],

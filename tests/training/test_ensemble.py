@@ -15,6 +15,7 @@ from model_zoo import Card, CheckpointError, FrameSpec, list_checkpoints, load_c
 from training.__main__ import main
 from training.compare import read_predictions
 from training.errors import RunError
+from training.jobs import delete_run
 from training.metrics import auroc
 
 FOLDS = ("fold_0", "fold_1", "fold_2")
@@ -123,6 +124,24 @@ def test_a_member_is_found_by_its_folder_whatever_its_card_is_called(shelf):
     (shelf / "one").rename(shelf / "first")
     assert main(["ensemble", str(shelf / "first"), str(shelf / "two"), "--out", str(shelf / "both"), "--title", "Both"]) == 0
     assert [member.name for member in load_checkpoint(shelf / "both").members] == ["one", "two"]
+
+
+def test_a_run_that_an_ensemble_needs_is_not_deleted(shelf, monkeypatch):
+    joined(shelf)
+    monkeypatch.setenv("BLASTOSCOPE_RUNS", str(shelf))
+    for name in ("one", "two"):
+        (shelf / name / "run.json").write_text("{}")
+    with pytest.raises(RunError, match=r"member of the ensemble .*both"):
+        delete_run("one")
+    shutil.rmtree(shelf / "both")
+    delete_run("one")
+    assert not (shelf / "one").exists()
+
+
+def test_a_member_that_kept_no_network_is_told(shelf, capsys):
+    change(shelf / "one", weights_sha256="")
+    assert main(["ensemble", str(shelf / "one"), str(shelf / "two"), "--out", str(shelf / "x"), "--title", "X"]) == 2
+    assert "figures and no network" in capsys.readouterr().err
 
 
 def test_an_ensemble_of_itself_is_refused(shelf):

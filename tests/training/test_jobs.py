@@ -276,10 +276,10 @@ def test_what_cannot_start_leaves_nothing(runs, drawn_cells, tiny_recipe, monkey
     assert list(runs.iterdir()) == []
 
 
-def test_too_few_subjects_are_a_failed_run_with_the_reason(runs, drawn_cells, tiny_recipe, wait_for):
-    run = jobs.start_run(tiny_recipe(folds=11), drawn_cells, "many-folds")
-    wait_for(lambda: not jobs.read_run(run.name).alive)
-    assert jobs.read_run(run.name).state == "failed" and "11 folds need" in jobs.read_run(run.name).message
+def test_with_too_few_subjects_no_run_starts(runs, drawn_cells, tiny_recipe):
+    with pytest.raises(RunError, match="11 folds need"):
+        jobs.start_run(tiny_recipe(folds=11), drawn_cells, "many-folds")
+    assert not (runs / "many-folds").exists()
 
 
 def test_the_split_is_named(drawn_cells, tiny_recipe):

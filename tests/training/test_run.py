@@ -18,6 +18,7 @@ from inference.sources import open_paths
 from model_zoo import Card, find_checkpoint, load_checkpoint
 from model_zoo._checkpoint import BUNDLED
 from training.__main__ import main
+from training.calibration import subject_rows
 from training.data import index_cells, verify_cells
 from training.errors import Stopped
 from training.estimate import _seconds
@@ -278,6 +279,26 @@ def test_pictures_too_small_for_a_network_are_told(data, write_recipe_file, tmp_
     assert read_state(tmp_path / "shelf" / "small")["state"] == "failed"
 
 
+def test_what_cannot_run_is_told_before_it_waits_for_a_device(data, write_recipe_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.__main__.hold_device", None)
+    for settings, said in ((["folds=40"], "40"), (["weights='none.weights.h5'"], "none.weights.h5")):
+        for more in ([], ["--both-ways"]):
+            asked = [f"--set={line}" for line in settings]
+            assert main([str(write_recipe_file()), "--data", str(data), *asked, *more]) == 2
+            assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_command_that_is_none_is_told(capsys):
+    assert main(["evalute", "runs/a"]) == 2
+    assert "'evalute' is no recipe, no run folder, and none of evaluate, compare" in capsys.readouterr().err
+
+
+def test_a_subject_with_cells_of_both_classes_counts_with_each():
+    rows = subject_rows(np.array([1, 1, 0, 0]), np.array(["7", "7", "7", "H1"]), np.array([True, False, True, False]))
+    assert rows == [["7", 0, 1, 1], ["7", 1, 2, 1], ["H1", 0, 1, 0]]
+
+
 def test_a_head_that_no_regression_can_set_is_told(data, write_recipe_file, capsys):
     recipe = write_recipe_file('architecture = "resnet50"', "input_size = 32", "epochs = 0", "probe = 1e-3")
     assert main([str(recipe), "--data", str(data)]) == 2
@@ -308,7 +329,7 @@ def test_no_data_folder_is_told(write_recipe_file, tmp_path, capsys):
 
 def test_a_run_is_never_overwritten(run, data, write_recipe_file, capsys):
     assert main([str(write_recipe_file()), "--data", str(data), "--out", str(run[0])]) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    assert "already holds a finished run" in capsys.readouterr().err
     assert main([str(run[0])]) == 2
     assert "is finished" in capsys.readouterr().err
 

@@ -170,8 +170,12 @@ def test_runs_that_fail_are_named_and_the_others_go_on(data, write_recipe_file, 
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no labelled cells"):
         sweep([write_recipe_file("epochs = 1")], tmp_path / "empty", [0, 1], tmp_path / "out")
-    with pytest.raises(RunError, match=r"2 of 2 runs did not finish.*need at least.*same command goes on"):
+    with pytest.raises(DataError, match="need at least"):
         sweep([write_recipe_file("epochs = 1", "folds = 40")], data, [0, 1], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    diverging = write_recipe_file("epochs = 1", "learning_rate = 1e30", "ema = 0", 'schedule = "constant"')
+    with pytest.raises(RunError, match=r"2 of 2 runs did not finish.*diverged.*same command goes on"):
+        sweep([diverging], data, [0, 1], tmp_path / "out")
 
 
 # --- the table, on runs that are written down ---
