@@ -22,7 +22,7 @@ from ui import figures, resources, state
 from ui.state import Patient
 
 INTENDED_USE = "Research and education — not a medical device."
-PERSONS_DIFFER = "Persons differ much, so the interval is wide."
+PERSONS_DIFFER = "The interval allows for how much persons differ."
 CAVEATS = "Of the cells supplied; not a marrow differential. Flow cytometry decides."
 
 

@@ -88,7 +88,7 @@ def test_many_patients_stand_in_a_table(app, cells):
     assert list(patients["cells"]) == [2] * 5
     assert set(patients["answer"]) == {"indeterminate"}
     assert patients["why"].str.len().min() > 20
-    for caveat in ("not a marrow differential. Flow cytometry decides", "Persons differ much"):
+    for caveat in ("not a marrow differential. Flow cytometry decides", "allows for how much persons differ"):
         assert caveat in words(app)
     next(s for s in app.selectbox if s.label == "Patient").set_value("D").run()
     assert "##### Patient: D" in words(app) and "##### Patient: A" not in words(app)
