@@ -36,7 +36,7 @@ def measure(root: Path) -> None:
     area = np.array([size_of(file) for file in cells.files])
     ranks = np.argsort(np.argsort(area)) / len(area)  # AUROC is a matter of rank
     fold_of = split_by_subject(cells, folds=5, seed=SEED)
-    rows = [["all", *_counts(cells, np.ones(len(cells), bool)), _interval(bootstrap_metrics, cells, ranks)]]
+    rows = [["all", *_counts(cells, np.ones(len(cells), bool)), _interval(auroc, bootstrap_metrics, cells, ranks)]]
     for fold in range(5):
         of = fold_of == fold
         rows.append([f"fold {fold}", *_counts(cells, of), f"{auroc(cells.y_true[of], ranks[of]):.3f}"])
@@ -52,9 +52,9 @@ def _counts(cells, of: np.ndarray) -> list[str]:
     return [f"{(cells.y_true[of] == value).sum():,}" for value in (1, 0)]
 
 
-def _interval(bootstrap_metrics, cells, ranks) -> str:
-    value, low, high = bootstrap_metrics(cells.y_true, ranks, cells.subjects, 0.5)["auroc"]
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+def _interval(auroc, bootstrap_metrics, cells, ranks) -> str:
+    _, low, high = bootstrap_metrics(cells.y_true, ranks, cells.subjects, 0.5)["auroc"]
+    return f"{auroc(cells.y_true, ranks):.3f} ({low:.3f} to {high:.3f})"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""EfficientNetB3 transfer model of the Damascus group (2023); 11,183,665 parameters."""
+"""EfficientNetB3 transfer model of Mouhssiena et al. (2023); 11,183,665 parameters."""
 
 import keras
 import numpy as np
@@ -101,7 +101,7 @@ ARCHITECTURE = Architecture(
     build=build,
     input_size=300,
     cam_layers=("top_activation",),
-    source="Transfer model of paper 004 (Damascus University, 2023): max-pooled EfficientNetB3, BatchNorm, Dense 256, "
+    source="Transfer model of paper 004 (Mouhssiena et al. 2023): max-pooled EfficientNetB3, BatchNorm, Dense 256, "
     "Dropout .45, two-way softmax. Backbone: Tan & Le 2019, arXiv:1905.11946.",
 )
 VARIANTS = {

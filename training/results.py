@@ -37,7 +37,7 @@ PAPERS = {
     "001": "Mir & Nissa 2019",
     "002": "Prellberg & Kramer 2019",
     "003": "Mattapalli & Athavale",
-    "004": "Damascus University 2023",
+    "004": "Mouhssiena et al. 2023",
     "": "ours",
 }
 # Of a recipe: what may differ between two runs of which one says "the same recipe, divided otherwise".
