@@ -535,7 +535,7 @@ def check_feasible(recipe: Recipe, data: Path, cells: Cells) -> None:
     """What a run would find wrong once it has a device, told before it waits for one.
 
     Raises:
-        DataError: too few cells for the recipe's split. RecipeError: no weights to begin with.
+        DataError: too few cells for the recipe's split, or no weights to begin with.
     """
     describe_split(recipe, cells)
     find_starts(recipe, data)
