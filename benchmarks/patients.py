@@ -35,16 +35,19 @@ def main(arguments: list[str] | None = None) -> None:
     benchmarks.print_machine("numpy")
     whole, mixed = [], []
     for checkpoint in map(benchmarks.checkpoint, chosen.checkpoints or [card.name for card in cards]):
-        card, p_all = checkpoint.card, _by_subject(read_predictions(checkpoint.path))
+        card, p_all = checkpoint.card, by_subject(read_predictions(checkpoint.path))
         whole.append([card.title, *(_answers(card, p_all, y_true) for y_true in (1, 0))])
-        mixed += [[card.title, f"{share:.0%}", *_mixtures(card, p_all, share, chosen.cells)] for share in SHARES]
+        for share in SHARES:
+            told, held = mixtures(card, p_all, share, chosen.cells)
+            mixed.append([card.title, *(f"{part:.0%}" for part in (share, *(told[verdict] for verdict in VERDICTS), held))])
     print("Whole persons: consistent with ALL, indeterminate, not consistent")
     benchmarks.print_table(["network", "with ALL", "healthy"], whole)
     print(f"Mixtures of {chosen.cells} cells, of every pair of a person with ALL and a healthy one")
     benchmarks.print_table(["network", "ALL cells", *VERDICTS, "share within the 95% interval"], mixed)
 
 
-def _by_subject(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def by_subject(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """P(ALL) of each subject's cells."""
     return {name: table["p_all"][table["subject"] == name] for name in np.unique(table["subject"])}
 
 
@@ -58,8 +61,8 @@ def _answers(card: model_zoo.Card, p_all: dict[str, np.ndarray], y_true: int) ->
     return ", ".join(str(told[verdict]) for verdict in VERDICTS)
 
 
-def _mixtures(card: model_zoo.Card, p_all: dict[str, np.ndarray], share: float, n: int) -> list[str]:
-    """How often each answer, and how often the interval held the share; every pair is drawn once."""
+def mixtures(card: model_zoo.Card, p_all: dict[str, np.ndarray], share: float, n: int) -> tuple[dict[str, float], float]:
+    """Share of pairs with each answer, and with the share inside the interval; every pair is drawn once."""
     rng, told, held = np.random.default_rng(0), Counter(), 0
     ill, healthy = ([name for name, value, m, _ in card.subjects if value == y and m >= MIN_CELLS] for y in (1, 0))
     pairs, blasts = list(itertools.product(ill, healthy)), round(share * n)
@@ -68,7 +71,7 @@ def _mixtures(card: model_zoo.Card, p_all: dict[str, np.ndarray], share: float, 
         summary = summarize_patient(cells, _without(card, one, other))
         told[summary.verdict] += 1
         held += summary.corrected_low - 0.005 <= blasts / n <= summary.corrected_high + 0.005  # as the screen rounds it
-    return [f"{count / len(pairs):.0%}" for count in (*(told[verdict] for verdict in VERDICTS), held)]
+    return {verdict: told[verdict] / len(pairs) for verdict in VERDICTS}, held / len(pairs)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from training.errors import RunError
@@ -120,17 +121,22 @@ def divided(devices: int):
     return spread(devices) if keras.backend.backend() == "jax" and devices > 1 else contextlib.nullcontext()
 
 
-@contextlib.contextmanager
 def precise(name: str):
-    """A precision policy for the networks built inside."""
+    """A context: a precision policy for the networks built inside."""
     import keras
 
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
+    return _inside(keras.config.dtype_policy, keras.config.set_dtype_policy, name)
+
+
+@contextlib.contextmanager
+def _inside(read: Callable, write: Callable, value):
+    """One of Keras' settings, as it was again behind."""
+    before = read()
+    write(value)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        write(before)
 
 
 def held(packed, devices: int = 1):
@@ -160,17 +166,11 @@ def _gpu_memory() -> int:
     return (gpu.memory_stats() or {}).get("bytes_limit", 0) if gpu.platform == "gpu" else 0
 
 
-@contextlib.contextmanager
 def whole():
     """Inside `divided`, a context in which batches are not: a prediction's last one may not be divisible."""
     import keras
 
-    before = keras.distribution.distribution()
-    keras.distribution.set_distribution(None)
-    try:
-        yield
-    finally:
-        keras.distribution.set_distribution(before)
+    return _inside(keras.distribution.distribution, keras.distribution.set_distribution, None)
 
 
 @functools.cache  # TensorFlow refuses to mix two
