@@ -53,7 +53,7 @@ def _counts(cells, of: np.ndarray) -> list[str]:
 
 
 def _interval(auroc, bootstrap_metrics, cells, ranks) -> str:
-    _, low, high = bootstrap_metrics(cells.y_true, ranks, cells.subjects, 0.5)["auroc"]
+    _, low, high = bootstrap_metrics(cells.y_true, ranks, cells.subjects, cells.groups, 0.5)["auroc"]
     return f"{auroc(cells.y_true, ranks):.3f} ({low:.3f} to {high:.3f})"
 
 

@@ -84,4 +84,5 @@ def write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, f
         writer.writerow(PREDICTIONS)
         names = name_cells(cells.files, cells.subjects)
         for row, z, p, t, k in zip(rows, logit, p_all, threshold, fold, strict=True):
-            writer.writerow([names[row], cells.subjects[row], int(cells.y_true[row]), f"{z:.9g}", float(p), t, k])
+            whose = names[row], cells.subjects[row], cells.groups[row]
+            writer.writerow([*whose, int(cells.y_true[row]), f"{z:.9g}", float(p), t, k])

@@ -16,7 +16,8 @@ from training.data import Cells, cell_label, index_cells, name_cells
 from training.errors import DataError, RunError
 from training.metrics import bootstrap_metrics, paired_difference
 
-PREDICTIONS = ("file", "subject", "y_true", "logit", "p_all", "threshold", "fold")  # columns of predictions.csv
+# columns of predictions.csv; subjects of one group share pictures
+PREDICTIONS = ("file", "subject", "group", "y_true", "logit", "p_all", "threshold", "fold")
 SHOWN = ("auroc", "sensitivity", "specificity", "accuracy", "weighted_f1", "subject_accuracy", "ece", "brier")
 
 
@@ -32,6 +33,7 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
             rows = list(csv.DictReader(file))
         if not rows:
             raise ValueError("no rows")
+        rows = [{"group": row["subject"]} | row for row in rows]  # up to 0.17.0 files had no groups
         columns = {name: np.array([row[name] for row in rows]) for name in PREDICTIONS}
         columns |= {name: columns[name].astype(float) for name in ("logit", "p_all", "threshold")}
         columns["y_true"] = columns["y_true"].astype(int)
@@ -102,7 +104,7 @@ def evaluate(
         first = f"{cell_label(kept.files[noted[0]])}: {results[noted[0]].note}"
         lines.append(f"carry a note: {len(noted):,} of {read.sum():,} cells; first: {first}")
     lines.append(f"{card.title} on {kept.told(read)}, operating point {card.threshold}, {engine.rotations} rotation(s)")
-    figures = bootstrap_metrics(y_true, p_all, subjects, card.threshold)
+    figures = bootstrap_metrics(y_true, p_all, subjects, kept.groups[read], card.threshold)
     if len(set(y_true)) < 2:
         lines.append("cells of one class alone: what tells two classes apart cannot be measured")
         figures = {name: figures[name] for name in ("accuracy", "subject_accuracy")}
@@ -140,7 +142,7 @@ def compare(folders: list[Path]) -> str:
         lines.append(f"| {card.name} | {card.split['protocol']} | " + " | ".join(told) + " |")
     for folder, card in zip(folders[1:], cards[1:], strict=True):
         lines.append("")
-        shared = shared_cells(folders[0], folder)
+        shared, _ = shared_cells(folders[0], folder)
         if len(set(shared["y_true"])) < 2:
             what = "held-out cells of one class alone" if len(shared["y_true"]) else "no held-out cells"
             lines.append(f"{card.name} and {cards[0].name} share {what}: their difference cannot be measured.")
@@ -151,14 +153,15 @@ def compare(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def shared_cells(a: Path, b: Path) -> dict[str, np.ndarray]:
-    """What two runs both held out: `y_true`, `subjects`, `p_a`, `p_b`, and `thresholds`, each run's own for each cell."""
+def shared_cells(a: Path, b: Path) -> tuple[dict[str, np.ndarray], int]:
+    """The arguments of `paired_difference` for the cells that two runs both held out, and of how many subjects they are."""
     tables = [read_predictions(folder) for folder in (a, b)]
     _, i, j = np.intersect1d(*(table["cell"] for table in tables), return_indices=True)
-    return {
+    shared = {
         "y_true": tables[0]["y_true"][i],
-        "subjects": tables[0]["subject"][i],
+        "groups": tables[0]["group"][i],
         "p_a": tables[0]["p_all"][i],
         "p_b": tables[1]["p_all"][j],
         "thresholds": (tables[0]["threshold"][i], tables[1]["threshold"][j]),
     }
+    return shared, len(set(tables[0]["subject"][i]))

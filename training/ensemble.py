@@ -65,8 +65,8 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
                 "can be said of their mean. Train both by recipes with one seed, one folds_by and no test_folds."
             )
     logit = np.mean([table["logit"] for table in tables], axis=0)
-    y_true, subjects, fold = (tables[0][column] for column in ("y_true", "subject", "fold"))
-    cells = Cells(files=[Path(file) for file in tables[0]["file"]], y_true=y_true, subjects=subjects, groups=subjects)
+    y_true, subjects, groups, fold = (tables[0][column] for column in ("y_true", "subject", "group", "fold"))
+    cells = Cells(files=[Path(file) for file in tables[0]["file"]], y_true=y_true, subjects=subjects, groups=groups)
     rows, none = np.arange(len(cells)), np.zeros(0, int)
     parts = [Part(name=str(k), training=none, validation=none, test=rows[fold == k]) for k in dict.fromkeys(fold)]
     results = [{"test": logit[part.test]} for part in parts]
@@ -75,7 +75,7 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
     rows, logit, p_all, threshold, fold = pool_parts(parts, results, calibrations, "test")
     y_true, subjects = y_true[rows], subjects[rows]
     temperature, operating_point = calibrate(cells, rows, logit, balanced=balanced)
-    metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
+    metrics = bootstrap_metrics(y_true, p_all, subjects, groups[rows], threshold)
     names = [checkpoint.path.resolve().name for checkpoint in checkpoints]  # by which `load_checkpoint` finds them
     training = [card.training for card in cards]
     card = replace(

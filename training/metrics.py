@@ -1,4 +1,7 @@
-"""Figures on held-out cells, each with a 95% interval by subject bootstrap."""
+"""Figures on held-out cells, each with a 95% interval by subject bootstrap.
+
+What is drawn again are groups of subjects, as in a split: those that share pictures are one group, for they may be one person.
+"""
 
 from __future__ import annotations
 
@@ -42,25 +45,34 @@ def cell_metrics(y_true, p_all, threshold) -> dict[str, float]:
     """
     once = np.ones((1, 1)), np.zeros(len(y_true), int)  # all cells as one subject's, drawn once
     figures = _of_draws(*once, np.asarray(y_true), np.asarray(p_all, float), threshold)
-    return {name: float(value[0]) for name, value in figures.items() if name != "subject_accuracy"}
+    return {name: float(value[0]) for name, value in figures.items()}
 
 
-def bootstrap_metrics(y_true, p_all, subjects, threshold, *, draws: int = 2000) -> dict[str, list[float]]:
-    """`cell_metrics` and `subject_accuracy` as [estimate, low, high]: 95% percentile interval over subjects drawn again.
+def bootstrap_metrics(y_true, p_all, subjects, groups, threshold, *, draws: int = 2000) -> dict[str, list[float]]:
+    """`cell_metrics` and `subject_accuracy` as [estimate, low, high], 95%, over groups of subjects drawn again.
 
-    ALL and HEM subjects are drawn apart, with replacement, so that every draw holds both classes (a subject of both, who is
-    drawn apart as well, excepted). `subject_accuracy` is
-    the mean over subjects of the share of their cells called right (paper 002, Fig. 3).
+    ALL and HEM groups are drawn apart, with replacement, so that every draw holds both classes (a group of both, which is
+    drawn apart as well, excepted). `subject_accuracy` is the mean over subjects of the share of their cells called right
+    (paper 002, Fig. 3).
+
+    Args:
+        y_true: int (n,). p_all: float (n,), calibrated. subjects, groups: str (n,), as of `training.data.Cells`.
+        threshold: operating point, a number or float (n,).
     """
     y_true, p_all = np.asarray(y_true), np.asarray(p_all, float)
-    index, times = _times_drawn(y_true, subjects, draws)
-    return _with_intervals(_of_draws(times, index, y_true, p_all, threshold))
+    index, times, ends = _draw(y_true, groups, draws)
+    figures = _of_draws(times, index, y_true, p_all, threshold)
+    _, first, subject = np.unique(subjects, return_index=True, return_inverse=True)
+    right = np.bincount(subject, (p_all >= threshold) == (y_true == 1)) / np.bincount(subject)
+    mine = np.zeros((times.shape[1], len(first)))  # which subjects are a group's
+    mine[index[first], np.arange(len(first))] = 1
+    return _with_intervals(figures | {"subject_accuracy": times @ (mine @ right) / (times @ mine.sum(1))}, ends)
 
 
-def _with_intervals(figures: dict[str, np.ndarray]) -> dict[str, list[float]]:
+def _with_intervals(figures: dict[str, np.ndarray], ends: list[float]) -> dict[str, list[float]]:
     """[estimate, low, high] of figures of the cells as they are, then of every draw; NaN where the cells give none."""
-    ends = {name: np.nanpercentile(v[1:], [2.5, 97.5]) if np.isfinite(v[0]) else [np.nan] * 2 for name, v in figures.items()}
-    return {name: [round(float(v), 4) for v in (values[0], *ends[name])] for name, values in figures.items()}
+    found = {name: np.nanpercentile(v[1:], ends) if np.isfinite(v[0]) else [np.nan] * 2 for name, v in figures.items()}
+    return {name: [round(float(v), 4) for v in (values[0], *found[name])] for name, values in figures.items()}
 
 
 def fit_temperature(y_true, logit) -> float:
@@ -108,36 +120,52 @@ def youden_threshold(y_true, logit, subjects) -> float:
     return float(grid[np.flatnonzero(gain >= gain.max() - 1e-9)].mean())  # the middle, where classes lie apart
 
 
-def paired_difference(y_true, p_a, p_b, subjects, *, thresholds=(0.5, 0.5), draws: int = 2000) -> dict[str, list[float]]:
-    """How much better b is than a on the same cells: [b - a, low, high], 95% by paired bootstrap over subjects.
+def paired_difference(y_true, p_a, p_b, groups, *, thresholds=(0.5, 0.5), draws: int = 2000) -> dict[str, list[float]]:
+    """How much better b is than a on the same cells: [b - a, low, high], 95% by paired bootstrap over groups of subjects.
 
-    Each draw takes subjects with replacement, ALL and HEM subjects apart, and measures both on them. Efron & Tibshirani 1993.
+    Each draw takes groups with replacement, ALL and HEM apart, and measures both on them. Efron & Tibshirani 1993.
 
     Args:
-        y_true: int (n,), both classes. p_a, p_b: float (n,). subjects: str (n,).
+        y_true: int (n,), both classes. p_a, p_b: float (n,). groups: str (n,), as in `bootstrap_metrics`.
         thresholds: operating points of a and b, each a number or float (n,).
     Returns:
         `auroc`, `accuracy` and `weighted_f1`.
     """
     y_true = np.asarray(y_true)
-    index, times = _times_drawn(y_true, subjects, draws)
+    index, times, ends = _draw(y_true, groups, draws)
     found = [_of_draws(times, index, y_true, np.asarray(p), t) for p, t in zip((p_a, p_b), thresholds, strict=True)]
-    return _with_intervals({name: found[1][name] - found[0][name] for name in ("auroc", "accuracy", "weighted_f1")})
+    return _with_intervals({name: found[1][name] - found[0][name] for name in ("auroc", "accuracy", "weighted_f1")}, ends)
 
 
-def _times_drawn(y_true: np.ndarray, subjects, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each cell's subject (n,), and how often every draw took each subject (draws + 1, S); row 0 takes each once."""
-    names, index = np.unique(subjects, return_inverse=True)
+def _draw(y_true: np.ndarray, groups, draws: int) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Groups of each class drawn with replacement.
+
+    Returns:
+        each cell's group (n,); how often every draw took each group (draws + 1, G), row 0 each once; the two percentiles of
+        the draws between which a 95% interval lies.
+    """
+    names, index = np.unique(groups, return_inverse=True)
     kind = np.array([y_true[index == i][0] for i in range(len(names))])
-    groups = [group for value in (1, 0) if len(group := np.flatnonzero(kind == value))]
+    classes = [of for value in (1, 0) if len(of := np.flatnonzero(kind == value))]
     rng, times = np.random.default_rng(0), np.ones((draws + 1, len(names)))
-    for draw in range(1, draws + 1):
-        for group in groups:
-            times[draw, group] = np.bincount(rng.integers(0, len(group), len(group)), minlength=len(group))
-    return index, times
+    for of in classes:
+        times[1:, of] = rng.multinomial(len(of), np.full(len(of), 1 / len(of)), draws)
+    return index, times, _ends(min(map(len, classes)))
 
 
-def reliability(y_true, p_all, subjects, *, draws: int = 2000) -> list[dict[str, float]]:
+def _ends(n: int) -> list[float]:
+    """Percentiles for a 95% interval from n groups of the scarcer class; for many 2.5 and 97.5.
+
+    Those of few groups' draws lie too near: they lack n / (n - 1) of the variance, and Student's wider tails. Hesterberg
+    2015, American Statistician 69:371-386, "expanded percentile".
+    """
+    from scipy.stats import norm, t
+
+    low = 100 * float(norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1))) if n > 1 else 0.0
+    return [low, 100 - low]
+
+
+def reliability(y_true, p_all, groups, *, draws: int = 2000) -> list[dict[str, float]]:
     """What a P(ALL) was worth: the share of ALL among cells of about the same P(ALL), in ten equal-width bins.
 
     Returns:
@@ -146,7 +174,7 @@ def reliability(y_true, p_all, subjects, *, draws: int = 2000) -> list[dict[str,
     """
     y_true, p_all = np.asarray(y_true), np.asarray(p_all, float)
     bins = 10
-    index, times = _times_drawn(y_true, subjects, draws)
+    index, times, ends = _draw(y_true, groups, draws)
     place = np.minimum((p_all * bins).astype(int), bins - 1)
     cell = index * bins + place
 
@@ -156,27 +184,23 @@ def reliability(y_true, p_all, subjects, *, draws: int = 2000) -> list[dict[str,
     n, positive, mass = (of_draws(w) for w in (np.ones(len(y_true)), y_true.astype(float), p_all))
     with np.errstate(invalid="ignore"):
         share = positive / n  # NaN in a draw that took no cell of this bin
-    return [
-        {
-            "p_all": float(mass[0, b] / n[0, b]),
-            "share": float(share[0, b]),
-            "low": float(np.nanpercentile(share[:, b], 2.5)),
-            "high": float(np.nanpercentile(share[:, b], 97.5)),
-            "n": int(n[0, b]),
-        }
-        for b in np.flatnonzero(n[0])
-    ]
+    rows = []
+    for b in np.flatnonzero(n[0]):
+        low, high = np.nanpercentile(share[:, b], ends)
+        row = {"p_all": mass[0, b] / n[0, b], "share": share[0, b], "low": low, "high": high}
+        rows.append({name: float(value) for name, value in row.items()} | {"n": int(n[0, b])})
+    return rows
 
 
 def _of_draws(times, index, y_true, p_all, threshold) -> dict[str, np.ndarray]:
-    """Figures of every draw, from sums by subject: `times` (draws, S); each figure (draws,)."""
+    """Figures of every draw, from sums by group: `times` (draws, G); each figure (draws,)."""
     positive, called, size = y_true == 1, p_all >= threshold, times.shape[1]
 
     def total(values):
         """Of every draw, from a number for each cell."""
         return times @ np.bincount(index, values, minlength=size)
 
-    wins = np.zeros((size, size))  # over ALL cells of one subject and HEM cells of another: which scores higher
+    wins = np.zeros((size, size))  # over ALL cells of one group and HEM cells of another: which scores higher
     for other in range(size):
         scores = np.sort(p_all[(index == other) & ~positive])
         rank = (np.searchsorted(scores, p_all[positive], "left") + np.searchsorted(scores, p_all[positive], "right")) / 2
@@ -186,7 +210,6 @@ def _of_draws(times, index, y_true, p_all, threshold) -> dict[str, np.ndarray]:
     n = n_all + n_hem
     place = index * ECE_BINS + np.minimum((p_all * ECE_BINS).astype(int), ECE_BINS - 1)
     gaps = times @ np.bincount(place, p_all - y_true, minlength=size * ECE_BINS).reshape(size, ECE_BINS)
-    right = np.bincount(index, called == positive, minlength=size) / np.bincount(index, minlength=size)
 
     def weighted(of_all, of_hem):
         return (np.nan_to_num(of_all) * n_all + np.nan_to_num(of_hem) * n_hem) / n
@@ -204,5 +227,4 @@ def _of_draws(times, index, y_true, p_all, threshold) -> dict[str, np.ndarray]:
             "weighted_recall": weighted(tp / n_all, tn / n_hem),
             "brier": total((p_all - y_true) ** 2) / n,
             "ece": np.abs(gaps).sum(axis=1) / n,
-            "subject_accuracy": times @ right / times.sum(axis=1),
         }

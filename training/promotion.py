@@ -80,13 +80,14 @@ def compare_with_default(run: str) -> Comparison:
         RunError: a folder without predictions.
     """
     default = model_zoo.find_checkpoint(model_zoo.default_checkpoint())
-    shared = shared_cells(default.path, read_run(run).folder)
-    y_true, count = shared["y_true"], {"cells": len(shared["y_true"]), "subjects": len(set(shared["subjects"]))}
+    shared, subjects = shared_cells(default.path, read_run(run).folder)
+    y_true = shared["y_true"]
     if len(set(y_true)) < 2:
-        return Comparison(**count, figures={})
+        return Comparison(cells=len(y_true), subjects=subjects, figures={})
     old, new = (cell_metrics(y_true, shared[p], t) for p, t in zip(("p_a", "p_b"), shared["thresholds"], strict=True))
     differences = paired_difference(**shared)
-    return Comparison(**count, figures={name: (old[name], new[name], gap) for name, gap in differences.items()})
+    figures = {name: (old[name], new[name], gap) for name, gap in differences.items()}
+    return Comparison(cells=len(y_true), subjects=subjects, figures=figures)
 
 
 def promote(run: str) -> str:

@@ -374,7 +374,7 @@ class Run:
 
     def _card(self, cells, parts, reported, rows, p_all, threshold, temperature, operating_point, chosen, served) -> Card:
         recipe, y_true, subjects = self.recipe, cells.y_true[rows], cells.subjects[rows]
-        metrics = bootstrap_metrics(y_true, p_all, subjects, threshold)
+        metrics = bootstrap_metrics(y_true, p_all, subjects, cells.groups[rows], threshold)
         history = _read_rows(self.folder / "history.csv")
         sentence = SENTENCES[recipe.protocol]
         if recipe.folds_by == "stain":

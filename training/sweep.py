@@ -290,15 +290,13 @@ def _shared(first: dict[int, dict], other: dict[int, dict]) -> dict:
     for seed in first.keys() & other.keys():
         a, b = first[seed], other[seed]
         cells, i, j = np.intersect1d(a["cell"], b["cell"], return_indices=True)
-        pairs.append(
-            (cells, a["y_true"][i], a["subject"][i], a["p_all"][i], b["p_all"][j], a["threshold"][i], b["threshold"][j])
-        )
+        pairs.append((cells, a["y_true"][i], a["group"][i], a["p_all"][i], b["p_all"][j], a["threshold"][i], b["threshold"][j]))
     if not pairs:
         return {"y_true": np.zeros(0)}
-    cells, y_true, subjects, *averaged = map(np.concatenate, zip(*pairs, strict=True))
+    cells, y_true, groups, *averaged = map(np.concatenate, zip(*pairs, strict=True))
     _, once, place, times = np.unique(cells, return_index=True, return_inverse=True, return_counts=True)
     p_a, p_b, *thresholds = (np.bincount(place, values) / times for values in averaged)
-    return {"y_true": y_true[once], "subjects": subjects[once], "p_a": p_a, "p_b": p_b, "thresholds": tuple(thresholds)}
+    return {"y_true": y_true[once], "groups": groups[once], "p_a": p_a, "p_b": p_b, "thresholds": tuple(thresholds)}
 
 
 def describe(rows: list[dict]) -> str:

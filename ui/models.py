@@ -118,7 +118,7 @@ def measurements(system: System) -> None:
     left, right = st.columns([2, 3], gap="medium")
     with left:
         st.markdown("###### Of cells with a P(ALL) of 0.8, are 80% ALL?")
-        _plot(figures.reliability(reliability(y_true, p_all, cells["subject"])), system, "reliability")
+        _plot(figures.reliability(reliability(y_true, p_all, cells["group"])), system, "reliability")
     with right:
         st.markdown("###### Each subject: cells called right (blue HEM, orange ALL)")
         _plot(figures.subject_bars(card.subjects), system, "subjects")

@@ -100,7 +100,7 @@ def test_predictions_give_the_cards_figures(name):
     card, table = loaded(name).card, predictions(name)
     y_true, p_all, subjects = table["y_true"], table["p_all"], table["subject"]
     one_cell = 1.5 / min((y_true == 1).sum(), (y_true == 0).sum())  # at a threshold rounded to 4 digits, one may change sides
-    found = bootstrap_metrics(y_true, p_all, subjects, table["threshold"])
+    found = bootstrap_metrics(y_true, p_all, subjects, table["group"], table["threshold"])
     assert found.keys() == card.metrics.keys()
     for figure, values in card.metrics.items():
         np.testing.assert_allclose(found[figure], values, atol=max(one_cell, 2e-3), err_msg=figure)

@@ -105,8 +105,9 @@ def test_compare_measures_the_difference_on_shared_cells(shelf):
     good, bad = np.where(y_true == 1, 0.9, 0.1), np.full(len(files), 0.5)
     a = shelf("a", files=files[:-1], p_all=bad[:-1], y_true=y_true[:-1])
     b = shelf("b", files=files[::-1], p_all=good[::-1], y_true=y_true[::-1])
-    shared = shared_cells(a, b)
-    assert len(shared["y_true"]) == 11
+    shared, subjects = shared_cells(a, b)
+    assert len(shared["y_true"]) == 11 and subjects == 6
+    assert shared["groups"].tolist() == [f.split("_")[1] for f in files[:-1]]  # a file of before has no groups
     np.testing.assert_allclose(shared["p_b"], np.where(shared["y_true"] == 1, 0.9, 0.1))
     said = compare([a, b])
     assert "b minus a on 11 shared held-out cells" in said and "auroc                +0.500 (+0.500 to +0.500)" in said
@@ -114,11 +115,25 @@ def test_compare_measures_the_difference_on_shared_cells(shelf):
     assert "share no held-out cells" in compare([a, c])
 
 
+def test_a_difference_is_of_groups_drawn_again(shelf):
+    """With H1 and H2 one group, and one ALL subject, every draw takes the same cells."""
+    files = ["UID_1_1_1_all.bmp", "UID_H1_1_1_hem.bmp", "UID_H2_1_1_hem.bmp"]
+    a = shelf("a", files=files, p_all=[0.6, 0.7, 0.1], y_true=[1, 0, 0])
+    b = shelf("b", files=files, p_all=[0.9, 0.1, 0.2], y_true=[1, 0, 0])
+    apart = compare([a, b])
+    table = (a / "predictions.csv").read_text().splitlines()
+    columns = [row.split(",") for row in table]
+    grouped = [[row[0], row[1], group, *row[2:]] for row, group in zip(columns, ("group", "1", "H1+H2", "H1+H2"), strict=True)]
+    (a / "predictions.csv").write_text("\n".join(map(",".join, grouped)) + "\n")
+    assert "auroc                +0.500 (+0.000 to +1.000)" in apart
+    assert "auroc                +0.500 (+0.500 to +0.500)" in compare([a, b])
+
+
 def test_cells_of_one_name_in_two_folders_are_two(shelf):
     files = ["day1/UID_1_1_1_all.bmp", "day2/UID_1_1_1_all.bmp", "UID_H1_1_1_hem.bmp"]
     a = shelf("a", files=files, p_all=[0.1, 0.2, 0.3], y_true=[1, 1, 0])
     b = shelf("b", files=[f.replace(".bmp", ".png") for f in files[::-1]], p_all=[0.3, 0.2, 0.1], y_true=[0, 1, 1])
-    shared = shared_cells(a, b)
+    shared, _ = shared_cells(a, b)
     assert sorted(shared["p_a"]) == pytest.approx([0.1, 0.2, 0.3]) and (shared["p_a"] == shared["p_b"]).all()
 
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
 from training.metrics import (
+    _ends,
     auroc,
     bootstrap_metrics,
     cell_metrics,
@@ -82,9 +83,9 @@ def subjects_cells():
 
 
 def test_bootstrap_brackets_the_estimate_and_repeats(subjects_cells):
-    found = bootstrap_metrics(*subjects_cells, 0.5, draws=300)
-    assert found == bootstrap_metrics(*subjects_cells, 0.5, draws=300)
     y_true, p_all, subjects = subjects_cells
+    found = bootstrap_metrics(y_true, p_all, subjects, subjects, 0.5, draws=300)
+    assert found == bootstrap_metrics(y_true, p_all, subjects, subjects, 0.5, draws=300)
     right = (p_all >= 0.5) == y_true
     plain = cell_metrics(y_true, p_all, 0.5)
     plain["subject_accuracy"] = np.mean([right[subjects == s].mean() for s in set(subjects)])
@@ -95,9 +96,55 @@ def test_bootstrap_brackets_the_estimate_and_repeats(subjects_cells):
 
 def test_interval_by_subject_is_wider_than_by_cell(subjects_cells):
     y_true, p_all, subjects = subjects_cells
-    by_subject = bootstrap_metrics(y_true, p_all, subjects, 0.5, draws=300)["auroc"]
-    by_cell = bootstrap_metrics(y_true, p_all, np.array([f"{s}/{i}" for i, s in enumerate(subjects)]), 0.5, draws=300)["auroc"]
+    each = np.array([f"{s}/{i}" for i, s in enumerate(subjects)])
+    by_subject, by_cell = (bootstrap_metrics(y_true, p_all, subjects, of, 0.5, draws=300)["auroc"] for of in (subjects, each))
     assert by_subject[2] - by_subject[1] > 1.5 * (by_cell[2] - by_cell[1])
+
+
+def test_subjects_of_a_group_are_drawn_as_one(subjects_cells):
+    """The same figures; intervals as if the group were one subject, but that each of its subjects counts in their mean."""
+    y_true, p_all, subjects = subjects_cells
+    groups = np.where(np.isin(subjects, ["H1", "H2", "H3"]), "H1+H2+H3", subjects)
+    apart = bootstrap_metrics(y_true, p_all, subjects, subjects, 0.5, draws=300)
+    together = bootstrap_metrics(y_true, p_all, subjects, groups, 0.5, draws=300)
+    as_one = bootstrap_metrics(y_true, p_all, groups, groups, 0.5, draws=300)
+    for name, (value, *interval) in together.items():
+        assert value == apart[name][0], name
+        assert interval != apart[name][1:] or name == "sensitivity", name
+        assert (interval == as_one[name][1:]) == (name != "subject_accuracy"), name
+    rng, right = np.random.default_rng(1), (p_all >= 0.5) == y_true
+    share = {s: right[subjects == s].mean() for s in subjects}
+    members = {g: sorted(set(subjects[groups == g])) for g in groups}
+    classes = [sorted(g for g in members if g.startswith("H") == healthy) for healthy in (True, False)]
+    drawn = []
+    for _ in range(4000):
+        drawn.append(np.mean([share[s] for of in classes for g in rng.choice(of, len(of)) for s in members[g]]))
+    assert together["subject_accuracy"][1:] == pytest.approx(np.percentile(drawn, _ends(6)), abs=0.01)
+
+
+def test_few_groups_give_wider_percentiles():
+    assert _ends(10**6) == pytest.approx([2.5, 97.5], abs=1e-3)
+    lows = [_ends(n)[0] for n in (1, 2, 4, 14, 50)]
+    assert lows[0] == 0 and lows == sorted(lows)
+    # by hand: Student's t .975 with 13 degrees is 2.1604; the normal share below -2.1604 * sqrt(14 / 13) is .01249
+    assert _ends(14) == pytest.approx([1.249, 98.751], abs=2e-3)
+
+
+def test_intervals_of_few_subjects_hold_the_truth_nearly_as_often_as_they_say():
+    """Sensitivity of persons who differ, six a class: plain percentiles hold it in eight of ten."""
+    rng, truth = np.random.default_rng(0), 0.8
+    subjects = np.repeat([f"{kind}{i}" for kind in "AH" for i in range(6)], 50)
+    y_true = np.array([int(s[0] == "A") for s in subjects])
+    held = {"plain": 0, "given": 0}
+    for _ in range(400):
+        share = np.repeat(rng.beta(8, 2, 12), 50)
+        p_all = np.where((rng.random(600) < share) == (y_true == 1), 0.9, 0.1)
+        _, low, high = bootstrap_metrics(y_true, p_all, subjects, subjects, 0.5, draws=400)["sensitivity"]
+        of_each = np.array([(p_all[subjects == s] >= 0.5).mean() for s in dict.fromkeys(subjects[y_true == 1])])
+        plain = np.percentile(rng.choice(of_each, (400, 6)).mean(1), [2.5, 97.5])
+        held["given"] += low <= truth <= high
+        held["plain"] += plain[0] <= truth <= plain[1]
+    assert held["given"] > 0.9 * 400 > 0.88 * 400 > held["plain"]
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5, 6.0])
@@ -183,7 +230,7 @@ def test_reliability_of_drawn_subjects_is_the_bootstraps():
     for _ in range(4000):
         n_all, n_hem = (sum(size[s] for s in rng.choice(group, 6)) for group in groups)
         shares.append(n_all / (n_all + n_hem))
-    assert (row["low"], row["high"]) == pytest.approx(np.percentile(shares, [2.5, 97.5]), abs=0.02)
+    assert (row["low"], row["high"]) == pytest.approx(np.percentile(shares, _ends(6)), abs=0.02)
 
 
 def test_paired_difference_is_that_of_the_same_subjects_drawn_twice(subjects_cells):
@@ -201,5 +248,5 @@ def test_paired_difference_is_that_of_the_same_subjects_drawn_twice(subjects_cel
         drawn.append([b[name] - a[name] for name in found])
     for i, (name, (gap, low, high)) in enumerate(found.items()):
         assert gap == pytest.approx(after[name] - before[name], abs=1e-4)
-        assert (low, high) == pytest.approx(np.percentile([row[i] for row in drawn], [2.5, 97.5]), abs=0.15 * (high - low))
+        assert (low, high) == pytest.approx(np.percentile([row[i] for row in drawn], _ends(8)), abs=0.15 * (high - low))
     assert all(v == [0, 0, 0] for v in paired_difference(y_true, p_a, p_a, subjects).values())

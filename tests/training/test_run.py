@@ -81,7 +81,9 @@ def test_card_tells_the_split_and_what_was_measured(run, data):
     p_all = 1 / (1 + np.exp(-logit / card.temperature))
     np.testing.assert_allclose(rounded, p_all, rtol=1e-7)
     subjects = np.array([row["subject"] for row in predictions])
-    found = bootstrap_metrics(y_true.astype(int), p_all, subjects, card.threshold)
+    groups = np.array([row["group"] for row in predictions])
+    assert {(g, *g.split("+")) for g in groups} == {(g, *sorted(set(subjects[groups == g]))) for g in groups}
+    found = bootstrap_metrics(y_true.astype(int), p_all, subjects, groups, card.threshold)
     for figure, values in card.metrics.items():
         np.testing.assert_allclose(found[figure], values, atol=2e-4, err_msg=figure)
     for subject, y, n, called in card.subjects:
