@@ -43,6 +43,7 @@ bench: $(VENV)/dev.stamp  ## print the benchmark tables (needs BLASTOSCOPE_DATA)
 	$(BIN)/python -m benchmarks.size_alone
 	$(BIN)/python -m benchmarks.folds
 	$(BIN)/python -m benchmarks.patients
+	$(BIN)/python -m benchmarks.intervals
 	$(BIN)/python -m benchmarks.imaging
 	$(BIN)/python -m benchmarks.compression
 	$(BIN)/python -m benchmarks.unlike

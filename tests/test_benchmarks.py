@@ -42,7 +42,7 @@ def test_help_states_the_command(repository, script):
 
 
 @pytest.mark.parametrize(
-    "script", [name for name in SCRIPTS if name not in ("folds", "patients")]
+    "script", [name for name in SCRIPTS if name not in ("folds", "intervals", "patients")]
 )  # which read what is bundled
 def test_missing_data_is_one_sentence(repository, script, tmp_path):
     done = run(repository, script, data=tmp_path)

@@ -150,14 +150,17 @@ def _draw(y_true: np.ndarray, groups, draws: int) -> tuple[np.ndarray, np.ndarra
     rng, times = np.random.default_rng(0), np.ones((draws + 1, len(names)))
     for of in classes:
         times[1:, of] = rng.multinomial(len(of), np.full(len(of), 1 / len(of)), draws)
-    return index, times, _ends(min(map(len, classes)))
+    cells = np.bincount(index).astype(float)
+    effective = min(cells[of].sum() ** 2 / (cells[of] ** 2).sum() for of in classes)
+    return index, times, _ends(effective)
 
 
-def _ends(n: int) -> list[float]:
+def _ends(n: float) -> list[float]:
     """Percentiles for a 95% interval from n groups of the scarcer class; for many 2.5 and 97.5.
 
     Those of few groups' draws lie too near: they lack n / (n - 1) of the variance, and Student's wider tails. Hesterberg
-    2015, American Statistician 69:371-386, "expanded percentile".
+    2015, American Statistician 69:371-386, "expanded percentile". Groups of unlike size count as fewer: n is Kish's (1965)
+    effective number, the square of the sum of their cells by the sum of the squares.
     """
     from scipy.stats import norm, t
 

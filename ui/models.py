@@ -174,7 +174,7 @@ def compare_splits(systems: list[System]) -> None:
     ]
     st.plotly_chart(figures.splits(rows, FIGURES[name]), key="splits", config=_PLAIN)
     differing = "" if all(same for *_, same in pairs) else "\\* By image as published, on unseen patients by our own recipe. "
-    st.caption(f"{differing}Bars: 95% intervals, subjects drawn with replacement.")
+    st.caption(f"{differing}Bars: 95% intervals by subject bootstrap.")
 
 
 def compare_seeds() -> None:
