@@ -81,7 +81,8 @@ def measure(recipe, precision: str, files: list[Path], steps: int, rounds: int, 
 
     from training.data import Cells, pack_cells
     from training.devices import held, precise, spread
-    from training.fit import Clock, Draws, _compile, _trainer, build_network
+    from training.draws import Draws
+    from training.fit import Clock, _compile, _trainer, build_network
 
     rows = np.arange(len(files))
     subjects = np.array([file.stem.split("_")[1] for file in files])

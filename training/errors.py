@@ -26,3 +26,9 @@ class OutOfMemory(BlastoscopeError):
 def why(error: BaseException) -> str:
     """What a run that ended tells of its end."""
     return "Stopped by Ctrl-C." if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+
+
+def halt(report) -> None:
+    """Raise Stopped if a person asked for it; what takes long without a training step calls this between batches."""
+    if report and report.stopping():
+        raise Stopped("Stopped. A resumed run goes on from what is complete.")

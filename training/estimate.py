@@ -151,7 +151,7 @@ def _time(recipe: Recipe, framed: np.ndarray, few: Cells) -> tuple[float, float,
 
 def _seconds(recipe: Recipe, cells: Cells, parts, step: float, forward: float) -> float:
     """Of a run: the steps of its fits, and forward passes over what is only looked at."""
-    from training.fit import CHANGED
+    from training.probe import CHANGED
 
     none = np.zeros(0, int)
     fits = [*parts, *[Part(name="all", training=all_rows(parts), validation=none, test=none)] * recipe.refit]
@@ -166,7 +166,7 @@ def _seconds(recipe: Recipe, cells: Cells, parts, step: float, forward: float) -
 
 
 def _batches(recipe: Recipe, cells: Cells, part) -> int:
-    from training.fit import Draws
+    from training.draws import Draws
 
     return len(Draws(recipe, np.zeros(0), cells, part.training))
 

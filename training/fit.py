@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import json
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,15 +20,16 @@ from model_zoo._files import whole_file
 from training.augment import augmentation
 from training.data import Cells
 from training.devices import divided, held, spread, whole
-from training.errors import DataError, OutOfMemory, RecipeError, Stopped
+from training.draws import Draws
+from training.errors import DataError, OutOfMemory, RecipeError, Stopped, halt
 from training.lessons import lesson_gap
 from training.metrics import auroc, cell_metrics, sigmoid
+from training.probe import fit_probe
 from training.recipe import Recipe
 from training.splits import Part
 
 VALIDATED = ("validation_auroc", "validation_accuracy", "validation_weighted_f1", "validation_loss")
 HISTORY = ("fold", "epoch", "loss", "learning_rate", *VALIDATED, "seconds")
-CHANGED = 1600  # training cells that are imaged otherwise to show a probe what to shun
 # TensorFlow's own graph is quicker on a processor; JAX would run a step operation by operation, PyTorch does so anyway
 XLA = keras.backend.backend() == "jax"
 # of mobilenet_v2_pyramid, what a teacher teaches
@@ -51,53 +50,6 @@ def build_network(recipe: Recipe):
             f"{architecture.title} cannot be built for pictures of {recipe.input_size} px: its convolutions and poolings leave "
             f"nothing of them. Raise input_size; its own is {architecture.input_size}."
         ) from error
-
-
-class Draws(keras.utils.PyDataset):
-    """Batches of an epoch, uint8 (B, S, S, 3): a function of seed, epoch and index alone, so that a resumed run draws alike."""
-
-    def __init__(self, recipe: Recipe, packed: np.ndarray, cells: Cells, rows: np.ndarray, batch_size: int | None = None):
-        super().__init__(workers=1, max_queue_size=8)  # with two, batches change places now and then
-        self.recipe, self.packed, self.y, self.epoch = recipe, packed, cells.y_true, 0
-        self.batch_size = batch_size or recipe.batch_size
-        of_class = [rows[cells.y_true[rows] == value] for value in (0, 1)]
-        self.positive_weight = len(of_class[0]) / max(len(of_class[1]), 1) if recipe.class_weight else 1.0
-        if recipe.sampling == "undersampled":
-            fewest = min(map(len, of_class))
-            rng = np.random.default_rng(recipe.seed)
-            rows = np.sort(np.concatenate([rng.choice(of, fewest, replace=False) for of in of_class]))
-        self.rows = rows
-        _, index, counts = np.unique(cells.subjects[rows], return_inverse=True, return_counts=True)
-        weight = counts[index].astype(float) ** (recipe.subject_power - 1)
-        self.chance = np.zeros(len(rows))
-        for value in (0, 1):
-            of_class = self.y[rows] == value
-            self.chance[of_class] = weight[of_class] / weight[of_class].sum() / 2
-        self.draws = recipe.draws_per_epoch or len(rows)
-
-    def __len__(self) -> int:
-        return max(1, self.draws // self.batch_size)
-
-    def __getitem__(self, index: int):
-        rows = self._rows(index)
-        y_true = self.y[rows, None].astype("float32")
-        if self.recipe.teach_epochs:  # nothing but the gap to the teacher
-            return self._cells(rows), np.zeros_like(y_true)
-        target = {"logit": y_true, "gap": np.zeros_like(y_true)} if self.recipe.teacher else y_true
-        if not self.recipe.class_weight:
-            return self._cells(rows), target
-        weight = np.where(y_true[:, 0] == 1, self.positive_weight, 1).astype("float32")
-        return self._cells(rows), target, {"logit": weight, "gap": np.ones_like(weight)} if self.recipe.teacher else weight
-
-    def _cells(self, rows: np.ndarray):
-        return self.packed[rows] if isinstance(self.packed, np.ndarray) else keras.ops.take(self.packed, rows, axis=0)
-
-    def _rows(self, index: int) -> np.ndarray:
-        if self.recipe.sampling == "subjects":
-            rng = np.random.default_rng([self.recipe.seed, self.epoch, index])
-            return np.sort(rng.choice(self.rows, self.batch_size, p=self.chance))
-        order = np.random.default_rng([self.recipe.seed, self.epoch]).permutation(self.rows)
-        return np.sort(np.resize(order, self.draws)[index * self.batch_size : (index + 1) * self.batch_size])
 
 
 def fit(
@@ -142,7 +94,7 @@ def fit(
         if recipe.head_epochs and not resumed:
             _fit_head(network, trainer, recipe, draws, loss, report)
         if recipe.probe and not resumed:
-            _probe(network, recipe, packed, cells, rows, report, batch_size)
+            fit_probe(network, recipe, packed, cells, rows, report, batch_size)
         _compile(trainer, loss, network, recipe, len(draws), split_batch)
         watch.set_model(trainer)
         if resumed:
@@ -258,122 +210,6 @@ def _fit_head(network, trainer, recipe: Recipe, draws, loss, report) -> None:
     for layer in backbone:
         layer.trainable = True
     report.log(f"head trained for {recipe.head_epochs} epochs")
-
-
-def _probe(network, recipe: Recipe, packed, cells: Cells, rows, report, batch_size: int) -> None:
-    """Set the last layer to the logistic regression on the training cells' embeddings, each class and subject weighed as drawn.
-
-    An embedding that is a batch norm takes over the embeddings' statistics, so that all features count alike. Where it
-    joins several kinds of features, the last layer is the mean of one regression for each kind.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    embedding, last = network.get_layer("embedding"), network.get_layer("logit")
-    if not last.weights:
-        raise RecipeError(f"{recipe.architecture} ends in two units, which no regression can set: leave probe out.")
-    normalised = isinstance(embedding, keras.layers.BatchNormalization)
-    features_of = keras.Model(network.inputs, embedding.input if normalised else embedding.output)
-    started = time.time()
-    same, features = report.untouched or ("", None)
-    if (weights := _digest(features_of)) != same:  # mostly every fold starts from one network: its features are computed once
-        report.untouched = features = None  # room for the others
-        features = _features(features_of, packed, np.arange(len(packed)), batch_size, report)
-        report.untouched = weights, features
-    width, changes = features.shape[1], None
-    if recipe.probe_imaging:
-        few = np.sort(np.random.default_rng(recipe.seed).permutation(rows)[:CHANGED])
-        # turned as well, cells would differ by what hides the imaging: measured, docs/decisions/0013
-        imaging = augmentation(replace(recipe, flip="", rotate=0, quarter_turns=False, shift=0))
-        changes = _features(features_of, packed, few, batch_size, report, imaging) - features[few]
-    shift, variance, kernel, bias, iterations = *np.zeros((3, width), "float32"), 0.0, []
-    chance = Draws(replace(recipe, sampling="subjects"), packed, cells, rows).chance
-    y_true, subjects = cells.y_true[rows], cells.subjects[rows]
-    for part in (parts := _kinds_of_features(embedding)):
-        columns, scale = features[rows, part], np.float32(1)  # the one copy: with many cells these are gigabytes
-        if normalised:
-            shift[part] = columns.mean(0)
-            columns -= shift[part]
-            variance[part] = np.einsum("ij,ij->j", columns, columns) / len(columns)
-            scale = np.sqrt(variance[part] + embedding.epsilon)
-            columns /= scale
-        shunned = [recipe.probe_persons**0.5 * _between_persons(columns, y_true, subjects)]
-        if changes is not None:
-            shunned.append((recipe.probe_imaging / len(changes)) ** 0.5 * changes[:, part] / scale)
-        shrink = _shrinking(np.concatenate(shunned))
-        for i in range(0, len(columns), 512):
-            columns[i : i + 512] = shrink(columns[i : i + 512])
-        model = LogisticRegression(C=recipe.probe, max_iter=100).fit(columns, y_true, sample_weight=chance * len(rows))
-        kernel[part] = shrink(model.coef_)[0] / len(parts)  # for features as they come
-        bias += model.intercept_[0] / len(parts)
-        iterations.append(int(model.n_iter_[0]))
-    if normalised:
-        embedding.moving_mean.assign(shift)
-        embedding.moving_variance.assign(variance)
-    last.set_weights([kernel[:, None], np.array([bias], "float32")])
-    took = f"{iterations} iterations, {time.time() - started:.0f} s"
-    report.log(f"probe: {width} features of {len(rows)} cells, {took}")
-
-
-def _features(features_of, packed, rows, batch_size: int, report, augment=()) -> np.ndarray:
-    """(n, D) of the cells, each drawn once by `augment`'s layers."""
-    found = np.empty((len(rows), features_of.output.shape[-1]), "float32")
-    for i in range(0, len(rows), batch_size):
-        halt(report)
-        batch = packed[rows[i : i + batch_size]]
-        for layer in augment:
-            batch = layer(batch, training=True)
-        batch = keras.ops.convert_to_numpy(batch).astype("float32")
-        found[i : i + batch_size] = keras.ops.convert_to_numpy(features_of.predict_on_batch(batch))
-    return found
-
-
-def _digest(network) -> str:
-    """Of its weights: folds differ where a standardisation is set, a head trained or a network grown for each."""
-    digest = hashlib.blake2b(digest_size=16)
-    for weight in network.get_weights():
-        digest.update(weight.tobytes())
-    return digest.hexdigest()
-
-
-def _kinds_of_features(embedding) -> list[slice]:
-    """The columns of each tensor that were joined into what the embedding normalises; else all columns are one kind.
-
-    A regression for each kind, averaged, errs less than one for all: they err apart.
-    """
-    before = embedding.input._keras_history.operation
-    apart = isinstance(embedding, keras.layers.BatchNormalization) and isinstance(before, keras.layers.Concatenate)
-    joined = before.input if apart else [embedding.output]
-    ends = np.cumsum([tensor.shape[-1] for tensor in joined])
-    return [slice(end - tensor.shape[-1], end) for end, tensor in zip(ends, joined, strict=True)]
-
-
-def _between_persons(features, y_true, subjects) -> np.ndarray:
-    """(persons, D): where each lies from the mean of its class, divided by the root of their number.
-
-    The rows' squares add up to the variance between persons: within-class covariance normalisation, Hatch et al. 2006
-    (Interspeech), there of speakers.
-    """
-    names, index, counts = np.unique(subjects, return_inverse=True, return_counts=True)
-    means = np.stack([features[index == i].mean(0) for i in range(len(names))])
-    classes = np.array([y_true[index == i][0] for i in range(len(names))])
-    for value in (0, 1):
-        of = classes == value
-        means[of] -= np.average(means[of], axis=0, weights=counts[of] ** 0.5)
-    return means * np.sqrt(counts / (counts + 10) / len(names))[:, None]  # a mean of few cells is mostly noise
-
-
-def _shrinking(shunned: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """How features (n, D) are shrunk along what the rows `shunned` (m, D) differ by, before a penalised regression.
-
-    A direction in which they vary by v is scaled by 1 / sqrt(1 + v): it then costs more to use. Of what other
-    imaging changes: nuisance attribute projection, Solomonoff et al. 2005 (ICASSP), softened.
-    """
-    shunned = shunned.astype("float64")
-    variances, vectors = np.linalg.eigh(shunned @ shunned.T)  # far fewer rows than features
-    kept = variances > 1e-3  # the rest would be shrunk by less than a thousandth
-    directions = ((vectors[:, kept] / np.sqrt(variances[kept])).T @ shunned).astype("float32")
-    factors = (1 / np.sqrt(1 + variances[kept]) - 1).astype("float32")
-    return lambda features: features + (features @ directions.T * factors) @ directions
 
 
 def _freeze(network, recipe: Recipe) -> dict[str, float]:
@@ -660,9 +496,3 @@ def memory_told(batch_size: int):
         if any(word in said for word in ("resourceexhausted", "resource_exhausted", "out of memory", "outofmemory")):
             raise OutOfMemory(f"The device has too little memory for batches of {batch_size} cells.") from error
         raise
-
-
-def halt(report) -> None:
-    """Raise Stopped if a person asked for it; what takes long without a training step calls this between batches."""
-    if report and report.stopping():
-        raise Stopped("Stopped. A resumed run goes on from what is complete.")

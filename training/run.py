@@ -41,8 +41,9 @@ from training.calibration import (
 )
 from training.data import Cells, index_cells, pack_cells, usual_ranges, verify_cells
 from training.devices import find_devices, keep_compiled, list_devices, precise, spread
-from training.errors import DataError, OutOfMemory, RunError, Stopped, why
-from training.fit import Draws, append_rows, build_network, fit, halt, memory_told, predict_logit, save_arrays, split_of
+from training.draws import Draws
+from training.errors import DataError, OutOfMemory, RunError, Stopped, halt, why
+from training.fit import append_rows, build_network, fit, memory_told, predict_logit, save_arrays, split_of
 from training.growth import grow
 from training.jobs import gpus
 from training.metrics import bootstrap_metrics

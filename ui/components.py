@@ -394,8 +394,8 @@ def metric_table(card: Card) -> None:
     st.caption(
         f"Called ALL: {called[1]:,} of {n[1]:,} ALL cells and {called[0]:,} of {n[0]:,} HEM cells, at "
         f"{'the operating point of each fold' if each else f'the operating point {card.threshold:.2f}'}. "
-        "Intervals: subjects drawn with replacement, those that share pictures as one. That of ECE lies high, as drawing subjects "
-        "again adds error."
+        "Intervals: subjects drawn with replacement, those that share pictures as one. That of ECE lies high, as drawing "
+        "subjects again adds error."
     )
 
 

@@ -14,8 +14,9 @@ import pytest
 
 from model_zoo import find_architecture, load_checkpoint
 from training.data import Cells, index_cells, pack_cells, verify_cells
+from training.draws import Draws
 from training.errors import OutOfMemory, Stopped
-from training.fit import Draws, _freeze, _optimizer, _standardise, _Watch, fit, memory_told, predict_logit
+from training.fit import _freeze, _optimizer, _standardise, _Watch, fit, memory_told, predict_logit
 from training.recipe import Recipe, read_recipe
 from training.run import Run, train
 from training.splits import Part
@@ -337,7 +338,7 @@ def test_kinds_of_features_are_probed_apart_and_averaged(ready, tmp_path):
 def test_shrinking_is_the_root_of_the_inverse():
     from scipy.linalg import inv, sqrtm
 
-    from training.fit import _shrinking
+    from training.probe import _shrinking
 
     rng = np.random.default_rng(0)
     shunned, features = rng.normal(size=(4, 7)) * [[3], [1], [0.3], [0]], rng.normal(size=(5, 7))

@@ -20,9 +20,9 @@ from model_zoo._checkpoint import BUNDLED
 from training.__main__ import main
 from training.calibration import subject_rows
 from training.data import index_cells, verify_cells
+from training.draws import Draws
 from training.errors import Stopped
 from training.estimate import _seconds
-from training.fit import Draws
 from training.metrics import bootstrap_metrics
 from training.recipe import read_recipe
 from training.run import provenance, read_state
