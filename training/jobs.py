@@ -53,7 +53,7 @@ _PROBES = 5.0  # seconds; the lock may be busy for a moment because someone look
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunState:
     """A run folder as it stands now.
 
     Attributes:
@@ -132,12 +132,12 @@ def run_folder(name: str) -> Path:
     return folder
 
 
-def read_run(name: str) -> Run:
+def read_run(name: str) -> RunState:
     """The run `name`, as it stands now. Raises RunError as `run_folder`."""
     return _read_run(run_folder(name))
 
 
-def list_runs() -> list[Run]:
+def list_runs() -> list[RunState]:
     """Every run, the newest first."""
     root = runs_folder()
     names = sorted(os.listdir(root)) if root.is_dir() else []
@@ -148,7 +148,7 @@ def list_runs() -> list[Run]:
     return sorted(found, key=lambda run: run.told.get("started") or run.told.get("queued", ""), reverse=True)
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path) -> RunState:
     told, message = read_json(folder / "run.json"), ""
     state = told.get("state", "crashed")
     if state in ("queued", "running"):
@@ -159,7 +159,7 @@ def _read_run(folder: Path) -> Run:
                 state, message = "crashed", WITHOUT_A_WORD
         elif (folder / "stop").exists():
             state = "stopping"
-    return Run(
+    return RunState(
         folder=folder,
         state=state,
         message=message or told.get("message", ""),
@@ -384,7 +384,7 @@ def describe_device() -> str:
 # --- from outside: what a person does with runs ---
 
 
-def start_run(recipe: Recipe, data: Path, name: str, *, tiny: bool = False) -> Run:
+def start_run(recipe: Recipe, data: Path, name: str, *, tiny: bool = False) -> RunState:
     """Start a run in its own process, which outlives this one. Where the name is taken, a number is added.
 
     Args:
@@ -409,7 +409,7 @@ def start_run(recipe: Recipe, data: Path, name: str, *, tiny: bool = False) -> R
     return _read_run(folder)
 
 
-def resume_run(name: str) -> Run:
+def resume_run(name: str) -> RunState:
     """Go on with a run that was stopped, failed or crashed, exactly where it was.
 
     Raises:

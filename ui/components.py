@@ -12,10 +12,10 @@ import numpy as np
 import streamlit as st
 from PIL import Image
 
-from inference.__main__ import COLUMNS, MADE_BY, csv_row, inert
 from inference.cells import CellResult, probability
 from inference.engine import Engine
 from inference.patients import PatientSummary, carries_weight, summarize_patient
+from inference.table import COLUMNS, MADE_BY, csv_row, inert
 from model_zoo import BlastoscopeError, Card
 from training.results import cost, tested_on, with_interval
 from ui import figures, resources, state

@@ -12,7 +12,7 @@ import streamlit as st
 from model_zoo import BlastoscopeError, Card, card_folder, runs_folder
 from training import jobs, promotion
 from training.data import Cells, verify_cells
-from training.jobs import Run
+from training.jobs import RunState
 from training.recipe import Recipe
 from training.results import in_words, with_interval
 from ui import components, figures, resources, state
@@ -290,7 +290,7 @@ def offer_run(data: tuple[Path, Cells] | None, chosen: tuple[str, Recipe] | None
 # --- watching ---
 
 
-def choose_run(runs: list[Run]) -> tuple[Run, list[str]]:
+def choose_run(runs: list[RunState]) -> tuple[RunState, list[str]]:
     """The run to watch, and the names of those drawn beside it."""
     named = {run.name: run for run in runs}
     one, others = st.columns(2)
@@ -307,7 +307,7 @@ def choose_run(runs: list[Run]) -> tuple[Run, list[str]]:
     )
 
 
-def watch(run: Run, others: list[str]) -> None:
+def watch(run: RunState, others: list[str]) -> None:
     """All about one run; looks again every two seconds while it lives."""
     st.fragment(_watch, run_every=_EVERY if run.alive else None)(run.name, others, _state(run))
 
@@ -339,7 +339,7 @@ def _watch(name: str, others: list[str], before: str) -> None:
         st.code("\n".join(lines) or "Nothing yet.", language=None, height=300, wrap_lines=True)
 
 
-def _curves(run: Run, histories: dict[str, list[dict]]) -> None:
+def _curves(run: RunState, histories: dict[str, list[dict]]) -> None:
     shown = st.segmented_control(
         "Figure", FIGURES, default="auroc", format_func=FIGURES.get, required=True, key="figure", label_visibility="collapsed"
     )
@@ -352,7 +352,7 @@ def _curves(run: Run, histories: dict[str, list[dict]]) -> None:
             st.caption("The curves begin after the first epoch.")
 
 
-def _subjects(run: Run) -> None:
+def _subjects(run: RunState) -> None:
     st.markdown("###### Validation subjects: mean P(ALL) (blue HEM, orange ALL)")
     if not _validates(run):
         st.caption("None: this recipe measures no validation cells between epochs. Curves are of its training loss.")
@@ -363,7 +363,7 @@ def _subjects(run: Run) -> None:
         st.caption("One dot a subject, after each epoch.")
 
 
-def _headline(run: Run) -> None:
+def _headline(run: RunState) -> None:
     st.markdown(f"##### {', '.join(_described(run))}")
     if run.alive:
         part, text = _progress(run)
@@ -383,17 +383,17 @@ def _headline(run: Run) -> None:
         st.caption(f"Resume {begun}.")
 
 
-def _described(run: Run) -> tuple[str, str]:
+def _described(run: RunState) -> tuple[str, str]:
     """Network and split, in words."""
     recipe = run.recipe
     return (components.plain(recipe.title), SPLITS[recipe.protocol]) if recipe else (run.name, "its recipe cannot be read")
 
 
-def _state(run: Run) -> str:
+def _state(run: RunState) -> str:
     return "waiting" if run.waiting else STATES.get(run.state, run.state)
 
 
-def _progress(run: Run) -> tuple[float, str]:
+def _progress(run: RunState) -> tuple[float, str]:
     """Share done and words."""
     p = run.progress
     if run.waiting:
@@ -413,7 +413,7 @@ def _progress(run: Run) -> tuple[float, str]:
     return min(1.0, (p["folds_done"] + done / steps) / p["folds_total"]), text.capitalize()
 
 
-def _validates(run: Run) -> bool:
+def _validates(run: RunState) -> bool:
     """Whether its recipe, as far as it can be read, measures validation cells after each epoch."""
     recipe = run.recipe
     if recipe is None:
@@ -421,7 +421,7 @@ def _validates(run: Run) -> bool:
     return recipe.epochs > 0 and (recipe.shares[1] > 0 if recipe.protocol == "image_level" else recipe.validation)
 
 
-def _best(run: Run) -> str:
+def _best(run: RunState) -> str:
     """The best epoch of each fold by the figure that the recipe watches; "" before the first."""
     figure = run.recipe.watch if run.recipe else "auroc"
     folds: dict[str, list] = {}
@@ -436,7 +436,7 @@ def _best(run: Run) -> str:
     return f"Best {FIGURES[figure]} on validation cells: {values} (epoch {' / '.join(f'{epoch:.0f}' for _, epoch in best)})"
 
 
-def _controls(run: Run) -> None:
+def _controls(run: RunState) -> None:
     if run.alive:
         st.button("Stop", width="stretch", disabled=run.state == "stopping", on_click=_act, args=(jobs.stop_run, run.name))
         if run.state == "running" and run.recipe and run.recipe.epochs + run.recipe.teach_epochs:
@@ -469,7 +469,7 @@ def _act(action, *arguments) -> None:
         state.leave_remark(str(error))
 
 
-def run_table(runs: list[Run]) -> None:
+def run_table(runs: list[RunState]) -> None:
     """Every run, one row each."""
     rows = []
     for run in runs:

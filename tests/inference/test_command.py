@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from inference.__main__ import COLUMNS, MADE_BY, app_version, main
+from inference.__main__ import main
 from inference.images import decode_image, frame_cell
+from inference.table import COLUMNS, MADE_BY, app_version
 
 
 @pytest.fixture
