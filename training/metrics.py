@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 ECE_BINS = 15
+PAIRED = ("auroc", "accuracy", "weighted_f1")  # of `paired_difference`
 _GRID = 801  # logits among which the operating point is sought
 
 
@@ -129,12 +130,12 @@ def paired_difference(y_true, p_a, p_b, groups, *, thresholds=(0.5, 0.5), draws:
         y_true: int (n,), both classes. p_a, p_b: float (n,). groups: str (n,), as in `bootstrap_metrics`.
         thresholds: operating points of a and b, each a number or float (n,).
     Returns:
-        `auroc`, `accuracy` and `weighted_f1`.
+        of each of PAIRED.
     """
     y_true = np.asarray(y_true)
     index, times, ends = _draw(y_true, groups, draws)
     found = [_of_draws(times, index, y_true, np.asarray(p), t) for p, t in zip((p_a, p_b), thresholds, strict=True)]
-    return _with_intervals({name: found[1][name] - found[0][name] for name in ("auroc", "accuracy", "weighted_f1")}, ends)
+    return _with_intervals({name: found[1][name] - found[0][name] for name in PAIRED}, ends)
 
 
 def _draw(y_true: np.ndarray, groups, draws: int) -> tuple[np.ndarray, np.ndarray, list[float]]:

@@ -24,11 +24,10 @@ from training import jobs
 from training.compare import read_predictions
 from training.data import index_cells
 from training.errors import RecipeError, RunError, Stopped
-from training.metrics import cell_metrics, paired_difference
+from training.metrics import PAIRED, cell_metrics, paired_difference
 from training.recipe import Recipe, read_recipe, write_recipe
 from training.results import METRICS, PROTOCOLS, TESTED_ON
 
-GAPS = ("auroc", "accuracy", "weighted_f1")  # of `paired_difference`
 RETRIES = 3  # of a run whose worker was killed
 NO_RAY = (
     "Ray is not installed. Install it with: python -m pip install -r requirements-ray.txt. Without --ray the runs go one after "
@@ -247,7 +246,7 @@ def summarize(planned: list[Planned]) -> list[dict]:
 
     Returns:
         recipe, title, protocol (as in `Card.split`), seeds, runs, cells; each of METRICS as mean over seeds, `_min` and
-        `_max`; against, shared_cells, and for each of GAPS `<metric>_gap`, `_gap_low`, `_gap_high`, None where there is none.
+        `_max`; against, shared_cells, and for each of PAIRED `<metric>_gap`, `_gap_low`, `_gap_high`, None where there is none.
     """
     rows, first = [], {}
     for name in dict.fromkeys(run.name for run in planned):
@@ -271,8 +270,8 @@ def summarize(planned: list[Planned]) -> list[dict]:
         shared = _shared(first, seeds) if rows else {"y_true": np.zeros(0)}
         compared = 0 < shared["y_true"].sum() < len(shared["y_true"])
         row |= {"against": rows[0]["recipe"] if compared else "", "shared_cells": len(shared["y_true"]) if compared else 0}
-        gaps = paired_difference(**shared) if compared else dict.fromkeys(GAPS, (None, None, None))
-        row |= {f"{m}_gap{end}": value for m in GAPS for end, value in zip(("", "_low", "_high"), gaps[m], strict=True)}
+        gaps = paired_difference(**shared) if compared else dict.fromkeys(PAIRED, (None, None, None))
+        row |= {f"{m}_gap{end}": value for m in PAIRED for end, value in zip(("", "_low", "_high"), gaps[m], strict=True)}
         first = first or seeds
         rows.append(row)
     return rows
@@ -316,7 +315,7 @@ def describe(rows: list[dict]) -> str:
         if row["against"]:
             shared = f"on {row['shared_cells']:.0f} shared cells, P(ALL) averaged over seeds:"
             lines += ["", f"{row['recipe']} minus {row['against']} {shared}"]
-            for metric in GAPS:
+            for metric in PAIRED:
                 gap, low, high = (row[f"{metric}_gap{end}"] for end in ("", "_low", "_high"))
                 lines.append(f"  {metric:20} {gap:+.3f} ({low:+.3f} to {high:+.3f})")
     return "\n".join(lines)
@@ -337,7 +336,7 @@ def list_sweeps() -> dict[str, list[dict]]:
     """
     text = ("recipe", "title", "protocol", "against")
     figures = [f"{metric}{end}" for metric in METRICS for end in ("", "_min", "_max")]
-    gaps = [f"{metric}_gap{end}" for metric in GAPS for end in ("", "_low", "_high")]
+    gaps = [f"{metric}_gap{end}" for metric in PAIRED for end in ("", "_low", "_high")]
     columns = (*text, "seeds", "runs", "cells", *figures, "shared_cells", *gaps)
     found = {}
     for file in sorted(runs_folder().glob("sweeps/*/table.csv"), key=lambda file: file.stat().st_mtime, reverse=True):

@@ -17,6 +17,7 @@ from inference.engine import Engine
 from inference.patients import PatientSummary, carries_weight, summarize_patient
 from inference.table import COLUMNS, MADE_BY, csv_row, inert
 from model_zoo import BlastoscopeError, Card
+from training.metrics import PAIRED
 from training.results import cost, tested_on, with_interval
 from ui import figures, resources, state
 from ui.state import Patient
@@ -366,7 +367,7 @@ def model_sentence(card: Card) -> str:
     )
 
 
-_METRICS = {
+METRICS = {  # as screens call them
     "auroc": "AUROC",
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
@@ -377,6 +378,7 @@ _METRICS = {
     "brier": "Brier score",
     "ece": "Calibration error (ECE)",
 }
+COMPARED = {name: METRICS[name] for name in PAIRED}
 
 
 def metric_table(card: Card) -> None:
@@ -384,7 +386,7 @@ def metric_table(card: Card) -> None:
     st.dataframe(
         [
             {f"on {tested_on(card)}": label, "95% interval": with_interval(card.metrics[name])}
-            for name, label in _METRICS.items()
+            for name, label in METRICS.items()
             if name in card.metrics
         ],
         hide_index=True,

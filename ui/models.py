@@ -11,10 +11,10 @@ from training.metrics import reliability, roc_points
 from training.results import METRICS, PAPERS, TESTED_ON, System, both_ways, cost, read_history, tested_on, with_interval
 from training.sweep import list_sweeps
 from ui import components, figures, resources
+from ui.components import COMPARED
 
 SPLITS = {"by subject": "Split by subject", "official test set": "Official split", "image-level": "Split by image"}
 PATIENTS = {"by subject": "unseen patients", "official test set": "unseen, official set", "image-level": "known patients"}
-FIGURES = {"accuracy": "Accuracy", "auroc": "AUROC", "weighted_f1": "Weighted F1"}
 _PLAIN = {"displayModeBar": False}
 
 
@@ -160,7 +160,12 @@ def compare_splits(systems: list[System]) -> None:
         st.caption("No network was measured both ways yet; `python -m training RECIPE --data FOLDER --both-ways` does it.")
         return
     name = st.segmented_control(
-        "Figure", FIGURES, default="accuracy", format_func=FIGURES.get, required=True, key="split figure"
+        "Figure",
+        COMPARED,
+        default="accuracy",
+        format_func=COMPARED.get,
+        required=True,
+        key="split figure",
     )
     rows = [
         (
@@ -172,7 +177,7 @@ def compare_splits(systems: list[System]) -> None:
         for unseen, by_image, same in pairs
         if name in unseen.card.metrics and name in by_image.card.metrics
     ]
-    st.plotly_chart(figures.splits(rows, FIGURES[name]), key="splits", config=_PLAIN)
+    st.plotly_chart(figures.splits(rows, COMPARED[name]), key="splits", config=_PLAIN)
     differing = "" if all(same for *_, same in pairs) else "\\* By image as published, on unseen patients by our own recipe. "
     st.caption(f"{differing}Bars: 95% intervals by subject bootstrap.")
 
@@ -195,11 +200,11 @@ def compare_seeds() -> None:
     left, right = st.columns([2, 3])
     sweep = left.selectbox("Sweep", list(sweeps), key="sweep")
     metric = right.segmented_control(
-        "Figure", FIGURES, default="auroc", format_func=FIGURES.get, required=True, key="sweep figure"
+        "Figure", COMPARED, default="auroc", format_func=COMPARED.get, required=True, key="sweep figure"
     )
     rows = sweeps[sweep]
     ranges = [(row["recipe"], *(row[f"{metric}{end}"] for end in ("", "_min", "_max"))) for row in rows]
-    st.plotly_chart(figures.ranges(ranges, FIGURES[metric]), key="ranges", config=_PLAIN)
+    st.plotly_chart(figures.ranges(ranges, COMPARED[metric]), key="ranges", config=_PLAIN)
     for row in rows:
         if row["against"]:
             st.markdown(_difference(row, metric))
@@ -234,5 +239,5 @@ def _difference(row: dict, metric: str) -> str:
     verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart by these subjects"
     return (
         f"**{components.plain(row['recipe'])}** against **{components.plain(row['against'])}**, on {row['shared_cells']:,.0f} "
-        f"cells that both held out: {FIGURES[metric]} {gap:+.3f} (95% {low:+.3f} to {high:+.3f}): **{verdict}**."
+        f"cells that both held out: {COMPARED[metric]} {gap:+.3f} (95% {low:+.3f} to {high:+.3f}): **{verdict}**."
     )

@@ -35,7 +35,7 @@ STATES = {
     "failed": "failed",
     "crashed": "ended without a word",
 }
-FIGURES = {"auroc": "AUROC", "accuracy": "Accuracy", "weighted_f1": "Weighted F1", "loss": "Loss"}
+FIGURES = components.COMPARED | {"loss": "Loss"}
 _DATE = re.compile(r"^\d{4}-\d\d-\d\dT(\d\d:\d\d:\d\d)\S*")
 _EVERY = 2.0  # seconds between two looks at a run folder
 
@@ -531,7 +531,7 @@ def _signed(value: float) -> str:
 
 def _comparison_table(default: Card, card: Card, found: promotion.Comparison) -> None:
     rows = []
-    for name, label in {"auroc": "AUROC", "accuracy": "Accuracy", "weighted_f1": "Weighted F1"}.items():
+    for name, label in components.COMPARED.items():
         row = {
             "figure": label,
             "default, on its own held-out subjects": with_interval(default.metrics[name]),

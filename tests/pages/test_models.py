@@ -11,8 +11,9 @@ from streamlit.testing.v1 import AppTest
 
 import model_zoo
 from training import results
+from training.metrics import PAIRED
 from training.results import METRICS, list_systems
-from training.sweep import GAPS, write_table
+from training.sweep import write_table
 
 PAGE = str(Path(__file__).parents[2] / "pages" / "models.py")
 HISTORY = "fold,epoch,loss,learning_rate,validation_auroc,seconds\nfold_0,1,0.7,1e-3,0.8,60\nfold_0,2,0.5,1e-3,,120\n"
@@ -161,7 +162,7 @@ def test_sweeps_tell_luck_from_a_difference(three, tmp_path):
     figure = {"mean": 0.8, "_min": 0.7, "_max": 0.9}
     row = {"recipe": "mobilenet_v2", "title": "MobileNetV2", "protocol": "by subject", "seeds": 3, "runs": 15, "cells": 900}
     row |= {f"{m}{end}": figure[end or "mean"] for m in METRICS for end in ("", "_min", "_max")}
-    row |= {"against": "", "shared_cells": 0} | {f"{m}_gap{end}": None for m in GAPS for end in ("", "_low", "_high")}
+    row |= {"against": "", "shared_cells": 0} | {f"{m}_gap{end}": None for m in PAIRED for end in ("", "_low", "_high")}
     gaps = {"auroc": (0.05, 0.01, 0.09), "accuracy": (0.02, -0.01, 0.05), "weighted_f1": (-0.03, -0.05, -0.01)}
     other = row | {"recipe": "allnet", "title": "ALLNet", "against": "mobilenet_v2", "shared_cells": 900}
     for metric, values in gaps.items():
