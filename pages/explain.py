@@ -20,6 +20,9 @@ seen, fed = crop_cell(window, card.framing.crop), frame_cell(window, card.framin
 members = [resources.card(name) for name in card.members] or [card]
 
 picture, words = st.columns([2, 3], gap="large")
+place, what = picture.empty(), f"{components.plain(cell.file)} · {card.framing.crop} px window at native scale"
+if case.explained != card.name:  # a network's first explanation takes seconds
+    place.image(components.enlarge(seen), caption=what, width="stretch", alt="the cell")
 with words:
     st.markdown(f"### P(ALL) {components.probability(cell.p_all, card.threshold)}")
     st.markdown(
@@ -60,12 +63,12 @@ with words:
         width="stretch",
         alt="the cell as the network gets it",
     )
-with picture:
-    st.image(
-        overlay_cam(components.enlarge(seen), cam, opacity),
-        caption=f"{components.plain(cell.file)} · {card.framing.crop} px window at native scale, with what speaks for {label}",
-        width="stretch",
-        alt=f"the cell under a heat map of what speaks for {label}",
-    )
+place.image(
+    overlay_cam(components.enlarge(seen), cam, opacity),
+    caption=f"{what}, with what speaks for {label}",
+    width="stretch",
+    alt=f"the cell under a heat map of what speaks for {label}",
+)
+case.explained = card.name
 if case.synthetic and components.is_demo(cell):
     st.caption("This cell is **synthetic**: generated, no person's.")

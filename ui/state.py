@@ -118,6 +118,7 @@ class Case:
     windows: itertools.count = field(default_factory=itertools.count)
     numbers: itertools.count = field(default_factory=itertools.count)
     warmed: bool = False
+    explained: str = ""  # the network whose explanations were shown last
     # A click starts a new script run while the old one may still be scoring: one at a time touches the lists below.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
