@@ -37,10 +37,15 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
         columns = {name: np.array([row[name] for row in rows]) for name in PREDICTIONS}
         columns |= {name: columns[name].astype(float) for name in ("logit", "p_all", "threshold")}
         columns["y_true"] = columns["y_true"].astype(int)
-        columns["cell"] = np.array([f"{row['subject']} {Path(row['file']).with_suffix('')}" for row in rows])
+        columns["cell"] = np.array([name_once(row["file"], row["subject"]) for row in rows])
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise RunError(f"{folder} holds no held-out predictions. Let its run finish first.") from error
     return columns
+
+
+def name_once(file: str, subject: str) -> str:
+    """What tells a cell apart from any other: a file's name in whatever format, of one subject."""
+    return f"{subject} {Path(file).with_suffix('')}"
 
 
 def read_card(folder: Path) -> Card:
@@ -76,7 +81,7 @@ def evaluate(
     known = set(card.data.get("training_subjects", ()))
     if not (known or other_people):
         raise DataError(f"The card of {checkpoint} does not say which subjects trained it, so nothing can be called unseen.")
-    met = _met(cells, known)
+    met = subjects_met(cells, known)
     new = ~met | other_people
     if not new.any():
         raise DataError(
@@ -126,8 +131,8 @@ def evaluate(
     return "\n".join(lines)
 
 
-def _met(cells: Cells, known: set[str]) -> np.ndarray:
-    """bool (n,): the network was trained on the cell's subject, or on one that shares pictures with it."""
+def subjects_met(cells: Cells, known: set[str]) -> np.ndarray:
+    """bool (n,): a network trained on the subjects `known` met the cell's subject, or one that shares pictures with it."""
     names = {group: known & ({group} | set(group.split("+"))) for group in set(cells.groups)}
     return np.array([bool(names[group]) for group in cells.groups])
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 
 import model_zoo
+from inference.cells import score_files
+from inference.engine import Engine
+from inference.sources import open_paths
 from model_zoo import Card, load_checkpoint, promoted_folder
 from model_zoo._checkpoint import weights_files
 from model_zoo._files import write_json
-from training.compare import shared_cells
+from training.calibration import write_predictions
+from training.compare import name_once, read_predictions, shared_cells, subjects_met
+from training.data import index_cells, name_cells
 from training.errors import RunError
 from training.jobs import read_run
 from training.metrics import cell_metrics, paired_difference
@@ -29,11 +37,13 @@ class Comparison:
         cells, subjects: how many they share; neither network saw these subjects.
         figures: name -> (of the default, of the new one, [difference, low, high]), 95% by paired subject bootstrap;
             {} where they share too few.
+        as_served: the cells are the run's, which the default read as it reads any.
     """
 
     cells: int
     subjects: int
     figures: dict[str, tuple[float, float, list[float]]]
+    as_served: bool = False
 
 
 def check_promotable(run: str) -> Card:
@@ -74,20 +84,61 @@ def check_split(card: Card) -> None:
 
 
 def compare_with_default(run: str) -> Comparison:
-    """A run's network against the current default, on the held-out cells that both have predictions for.
+    """A run's network against the current default, on the held-out cells that both have predictions for; where there are none,
+    on those that `read_with_default` had it read.
 
     Raises:
         RunError: a folder without predictions.
     """
-    default = model_zoo.find_checkpoint(model_zoo.default_checkpoint())
-    shared, subjects = shared_cells(default.path, read_run(run).folder)
+    default, folder = model_zoo.find_checkpoint(model_zoo.default_checkpoint()), read_run(run).folder
+    shared, subjects = shared_cells(default.path, folder)
+    if as_served := len(set(shared["y_true"])) < 2 and (read := _read_by(default.card, folder)).is_dir():
+        shared, subjects = shared_cells(read, folder)
     y_true = shared["y_true"]
     if len(set(y_true)) < 2:
         return Comparison(cells=len(y_true), subjects=subjects, figures={})
     old, new = (cell_metrics(y_true, shared[p], t) for p, t in zip(("p_a", "p_b"), shared["thresholds"], strict=True))
     differences = paired_difference(**shared)
     figures = {name: (old[name], new[name], gap) for name, gap in differences.items()}
-    return Comparison(cells=len(y_true), subjects=subjects, figures=figures)
+    return Comparison(cells=len(y_true), subjects=subjects, figures=figures, as_served=as_served)
+
+
+def read_with_default(run: str, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Have the default network read a run's held-out cells of subjects that are new to it, as it reads any cell.
+
+    Args:
+        progress: called with the cells read and all that are to be read.
+    Raises:
+        RunError: no cells of both classes are there, new to the default, and readable. DataError, CheckpointError: as they say.
+    """
+    found, default = read_run(run), model_zoo.find_checkpoint(model_zoo.default_checkpoint())
+    cells, held = index_cells(Path(found.told["data"])), set(read_predictions(found.folder)["cell"])
+    names = map(name_once, name_cells(cells.files, cells.subjects), cells.subjects)
+    there = np.array([name in held for name in names])
+    met = subjects_met(cells, set(default.card.data["training_subjects"]))
+    rows = np.flatnonzero(there & ~met)
+    if len(set(cells.y_true[rows])) < 2:
+        raise RunError(
+            f"Of {len(held):,} held-out cells {there.sum():,} are in {found.told['data']}, {(there & met).sum():,} of these of "
+            f"subjects with the id of one that trained {default.card.title}; the rest is not of both classes. Are they other "
+            f"people? Then measure it by: python -m training evaluate {default.path} --data FOLDER --other-people"
+        )
+    p_all = np.full(len(rows), np.nan)
+    for done, result in enumerate(score_files(open_paths(cells.files[row] for row in rows), Engine(default))):
+        p_all[done] = np.nan if result.p_all is None else result.p_all
+        progress(done + 1, len(rows))
+    rows, p_all = rows[~np.isnan(p_all)], np.clip(p_all[~np.isnan(p_all)], 1e-9, 1 - 1e-9)
+    if len(set(cells.y_true[rows])) < 2:
+        raise RunError(f"{default.card.title} could not read held-out cells of both classes.")
+    folder = _read_by(default.card, found.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    alike = np.full(len(rows), default.card.threshold), np.full(len(rows), "as served")
+    write_predictions(folder / "predictions.csv", cells, rows, np.log(p_all / (1 - p_all)), p_all, *alike)
+
+
+def _read_by(card: Card, run: Path) -> Path:
+    """Where a run keeps what another network read of its held-out cells."""
+    return run / "read_by" / f"{card.name}-{card.weights_sha256[:8]}"
 
 
 def promote(run: str) -> str:

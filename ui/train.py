@@ -9,7 +9,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from model_zoo import BlastoscopeError, Card, card_folder, runs_folder
+from model_zoo import BlastoscopeError, Card, runs_folder
 from training import jobs, promotion
 from training.data import Cells, verify_cells
 from training.jobs import RunState
@@ -502,22 +502,26 @@ def offer_promotion(name: str) -> None:
         card, default = jobs.read_run(name).card, resources.cards()[0]
         promotion.check_split(card)
         found = resources.comparison(name, card.weights_sha256, default.name)
-        st.markdown(f"##### {components.plain(card.title)} of this run, beside the default\n{_verdict(found, default)}")
+        st.markdown(f"##### {components.plain(card.title)} of this run, beside the default\n{_verdict(found)}")
         _comparison_table(default, card, found)
+        if not found.figures and st.button("Have the default read this run's held-out cells"):
+            bar = st.progress(0.0, text=f"Loading {components.plain(default.title)}")
+            promotion.read_with_default(
+                name, lambda done, total: bar.progress(done / total, text=f"Reading {done:,} of {total:,} cells")
+            )
+            resources.comparison.clear()
+            st.rerun()
         promotion.check_promotable(name)
         st.button("Make it the default", type="primary", on_click=_promote, args=(name,))
         st.caption("New cases then open with it, for everyone who uses this app. It can be taken back.")
 
 
-def _verdict(found: promotion.Comparison, default: Card) -> str:
+def _verdict(found: promotion.Comparison) -> str:
     if not found.figures:
-        return (
-            "The two share no held-out cells of both classes, so no difference can be given; each has its own figures below. "
-            "What the default reaches on other cells: "
-            f"`python -m training evaluate {card_folder(default.name)} --data FOLDER`."
-        )
+        return "The two share no held-out cells of both classes, so no difference can be given yet. Below, each on its own."
     gap, low, high = found.figures["auroc"][2]
-    said = f"On the {found.cells:,} held-out cells of {found.subjects} subjects that both were measured on, its AUROC is"
+    which = "of this run, which the default read as it is" if found.as_served else "that both were measured on"
+    said = f"On the {found.cells:,} held-out cells of {found.subjects} subjects {which}, its AUROC is"
     said += (
         f" {abs(gap):.3f} {'higher' if gap > 0 else 'lower'} (95% interval of the difference {_signed(low)} to {_signed(high)})"
     )

@@ -191,7 +191,10 @@ def test_a_finished_run_is_compared_promoted_and_taken_back(page, first):
     app = page()
     assert "**Finished** in" in words(app) and "share no held-out cells" in words(app)
     table = app.dataframe[0].value
-    assert list(table["figure"]) == ["AUROC", "Accuracy", "Weighted F1"]
+    assert list(table["figure"]) == ["AUROC", "Accuracy", "Weighted F1"] and "difference (95%)" not in table
+    click(app, "Have the default read this run's held-out cells")
+    assert "subjects of this run, which the default read as it is, its AUROC is" in words(app)
+    assert list(app.dataframe[0].value["difference (95%)"].str.contains(" to ")) == [True] * 3
     click(app, "Make it the default")
     assert model_zoo.default_checkpoint().startswith("first-")
     assert "New cases open with Tiny (run first)" in words(app) and "is the default" in words(app)

@@ -14,8 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from inference.cells import score_files
+from inference.engine import Engine
+from inference.sources import open_paths
 from model_zoo import default_checkpoint, find_checkpoint, list_checkpoints
 from training import jobs, promotion
+from training.compare import read_predictions
 from training.data import index_cells
 from training.errors import DataError, RecipeError, RunError, Stopped
 from training.recipe import read_recipe
@@ -368,6 +372,45 @@ def test_unfinished_and_altered_runs_are_not_promoted(first):
     with pytest.raises(RunError, match="Only a finished run"):
         promotion.promote("first")
     assert promotion.last_promotion() is None
+
+
+def test_the_default_reads_a_runs_held_out_cells_of_subjects_new_to_it(first, drawn_cells, tmp_path):
+    """What both then reach is counted cell by cell; 920 is called 20 here, whom the default was trained on."""
+    cells = tmp_path / "cells"
+    for file in drawn_cells.rglob("*.png"):
+        (cells / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, cells / file.parent.name / file.name.replace("UID_920_", "UID_20_"))
+    table, state = first / "predictions.csv", json.loads((first / "run.json").read_text())
+    table.write_text(table.read_text().replace("UID_920_", "UID_20_").replace(",920,", ",20,").replace(",920,", ",20,"))
+    (first / "run.json").write_text(json.dumps(state | {"data": str(cells)}))
+    with table.open(newline="") as file:
+        held = [row for row in csv.DictReader(file) if row["subject"] != "20"]
+    told = []
+    promotion.read_with_default("first", lambda *done: told.append(done))
+    found, engine = promotion.compare_with_default("first"), Engine(find_checkpoint(default_checkpoint()))
+    assert (found.cells, found.subjects, found.as_served) == (12, 6, True) and len(held) == 12 and told[-1] == (12, 12)
+    files = [cells / ("hem" if "_hem" in row["file"] else "all") / row["file"] for row in held]
+    right = [result.call.lower() in result.file for result in score_files(open_paths(files), engine)]
+    assert found.figures["accuracy"][0] == pytest.approx(np.mean(right))
+    right = [(float(row["p_all"]) >= float(row["threshold"])) == (row["y_true"] == "1") for row in held]
+    assert found.figures["accuracy"][1] == pytest.approx(np.mean(right))
+
+
+def test_what_is_gone_or_of_one_class_is_not_compared(first, drawn_cells, tmp_path):
+    state = json.loads((first / "run.json").read_text())
+    held = set(read_predictions(first)["file"])
+    for file in drawn_cells.rglob("*.png"):
+        if (file.name in held) == (file.parent.name == "all"):  # of the held-out cells the ALL cells alone are left
+            (tmp_path / "few" / file.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "few" / file.parent.name)
+    for data, error, said in (
+        (tmp_path / "few", RunError, "the rest is not of both classes"),
+        (tmp_path / "moved", DataError, "is no folder"),
+    ):
+        (first / "run.json").write_text(json.dumps(state | {"data": str(data)}))
+        with pytest.raises(error, match=said):
+            promotion.read_with_default("first")
+    assert promotion.compare_with_default("first").figures == {} and not (first / "read_by").exists()
 
 
 def test_networks_are_compared_on_the_cells_both_held_out(first, runs):
