@@ -348,7 +348,7 @@ class Run:
         """The network that is served: all subjects train it, for as many epochs as the folds did best with, at the median."""
         best = [_best_epoch(self.folder, part, self.recipe) for part in parts]
         epochs = max(1, round(float(np.median(best)))) if self.recipe.epochs else 0
-        self.log(f"refit on all subjects for {epochs} epochs; the folds did best with {best}")
+        self.log("refit on all subjects" + (f" for {epochs} epochs; the folds did best with {best}" if epochs else ""))
         part = Part(name="all", training=all_rows(parts), validation=np.zeros(0, int), test=np.zeros(0, int))
         return self._one(packed, cells, part, replace(self.recipe, epochs=epochs, patience=0))
 

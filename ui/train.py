@@ -521,7 +521,7 @@ def _verdict(found: promotion.Comparison) -> str:
         return "The two share no held-out cells of both classes, so no difference can be given yet. Below, each on its own."
     gap, low, high = found.figures["auroc"][2]
     which = "of this run, which the default read as it is" if found.as_served else "that both were measured on"
-    said = f"On the {found.cells:,} held-out cells of {found.subjects} subjects {which}, its AUROC is"
+    said = f"On the {found.cells:,} held-out cells of {found.subjects} subjects {which}, this run's AUROC is"
     said += (
         f" {abs(gap):.3f} {'higher' if gap > 0 else 'lower'} (95% interval of the difference {_signed(low)} to {_signed(high)})"
     )

@@ -193,7 +193,7 @@ def test_a_finished_run_is_compared_promoted_and_taken_back(page, first):
     table = app.dataframe[0].value
     assert list(table["figure"]) == ["AUROC", "Accuracy", "Weighted F1"] and "difference (95%)" not in table
     click(app, "Have the default read this run's held-out cells")
-    assert "subjects of this run, which the default read as it is, its AUROC is" in words(app)
+    assert "subjects of this run, which the default read as it is, this run's AUROC is" in words(app)
     assert list(app.dataframe[0].value["difference (95%)"].str.contains(" to ")) == [True] * 3
     click(app, "Make it the default")
     assert model_zoo.default_checkpoint().startswith("first-")
