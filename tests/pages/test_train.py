@@ -81,6 +81,21 @@ def test_a_folder_outside_the_allowed_roots_is_refused_in_a_sentence(page, tmp_p
         assert not [b for b in app.button if b.label == "Start"]
 
 
+def test_what_is_passed_over_is_said_and_remarks_are_counted(page, drawn_cells, tmp_path, monkeypatch):
+    littered = shutil.copytree(drawn_cells, tmp_path / "data" / "cells")
+    (littered / "stray.png").write_bytes(b"")
+    monkeypatch.setenv("BLASTOSCOPE_DATA", str(littered.parent))
+    app = use(page(), "selectbox", "Folder", str(littered))
+    said = "Passed over: 1 image without a label (first: cells/stray.png)."
+    assert words(app).replace("\\", "").count(said) == 1
+    click(app, "Check every picture")
+    assert one(app.expander, "1 remark on the pictures") and words(app).replace("\\", "").count(said) == 2
+    monkeypatch.setattr("ui.train.verify_cells", lambda *_, **__: (None, [f"Remark {i}" for i in range(60)]))
+    click(app, "Check again")
+    remarks = [element.value for element in one(app.expander, "60 remarks on the pictures").markdown]
+    assert remarks == [*(f"Remark {i}" for i in range(50)), "and 10 more"]
+
+
 def test_without_a_data_folder_the_page_says_how_to_give_one(page, monkeypatch):
     monkeypatch.delenv("BLASTOSCOPE_DATA")
     assert "Start the app with BLASTOSCOPE_DATA" in words(page()).replace("\\", "")
