@@ -109,7 +109,7 @@ def test_two_people_start_at_once_and_queue(runs, drawn_cells, tiny_recipe, wait
     assert jobs.list_runs() == []
 
 
-def test_a_recipe_is_tried_before_it_runs(runs, drawn_cells, tiny_recipe):
+def test_a_recipe_is_tried_before_it_runs(runs, drawn_cells, tiny_recipe, tmp_path, monkeypatch):
     from io import BytesIO
 
     from PIL import Image
@@ -124,6 +124,11 @@ def test_a_recipe_is_tried_before_it_runs(runs, drawn_cells, tiny_recipe):
     with jobs.free_device() as device:  # as a run holds it
         assert device
         assert jobs.try_recipe(tiny_recipe(), drawn_cells)["seconds"] is None
+        for file in drawn_cells.rglob("UID_*92[0-2]_1_1_*.png"):  # six cells, of which two train
+            (tmp_path / "few" / file.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path / "few" / file.parent.name)
+        monkeypatch.setenv("BLASTOSCOPE_DATA_ROOTS", str(tmp_path))
+        assert Image.open(BytesIO(jobs.try_recipe(tiny_recipe(folds=3), tmp_path / "few")["picture"])).height > 96
 
 
 # --- the queue and the lock, without a training ---
