@@ -164,7 +164,8 @@ def shared_cells(a: Path, b: Path) -> tuple[dict[str, np.ndarray], int]:
     _, i, j = np.intersect1d(*(table["cell"] for table in tables), return_indices=True)
     shared = {
         "y_true": tables[0]["y_true"][i],
-        "groups": tables[0]["group"][i],
+        # either may have seen more subjects share pictures than the other
+        "groups": np.array([max(pair, key=len) for pair in zip(tables[0]["group"][i], tables[1]["group"][j], strict=True)]),
         "p_a": tables[0]["p_all"][i],
         "p_b": tables[1]["p_all"][j],
         "thresholds": (tables[0]["threshold"][i], tables[1]["threshold"][j]),

@@ -18,7 +18,7 @@ from inference.engine import Engine
 from inference.sources import open_paths
 from model_zoo import Card, load_checkpoint, promoted_folder
 from model_zoo._checkpoint import weights_files
-from model_zoo._files import write_json
+from model_zoo._files import whole_file, write_json
 from training.calibration import write_predictions
 from training.compare import name_once, read_predictions, shared_cells, subjects_met
 from training.data import index_cells, name_cells
@@ -92,8 +92,8 @@ def compare_with_default(run: str) -> Comparison:
     """
     default, folder = model_zoo.find_checkpoint(model_zoo.default_checkpoint()), read_run(run).folder
     shared, subjects = shared_cells(default.path, folder)
-    if as_served := len(set(shared["y_true"])) < 2 and (read := _read_by(default.card, folder)).is_dir():
-        shared, subjects = shared_cells(read, folder)
+    if as_served := len(set(shared["y_true"])) < 2 and (read := _read_by(default.card, folder) / "predictions.csv").exists():
+        shared, subjects = shared_cells(read.parent, folder)
     y_true = shared["y_true"]
     if len(set(y_true)) < 2:
         return Comparison(cells=len(y_true), subjects=subjects, figures={})
@@ -133,7 +133,8 @@ def read_with_default(run: str, progress: Callable[[int, int], None] = lambda do
     folder = _read_by(default.card, found.folder)
     folder.mkdir(parents=True, exist_ok=True)
     alike = np.full(len(rows), default.card.threshold), np.full(len(rows), "as served")
-    write_predictions(folder / "predictions.csv", cells, rows, np.log(p_all / (1 - p_all)), p_all, *alike)
+    with whole_file(folder / "predictions.csv") as unfinished:
+        write_predictions(unfinished, cells, rows, np.log(p_all / (1 - p_all)), p_all, *alike)
 
 
 def _read_by(card: Card, run: Path) -> Path:

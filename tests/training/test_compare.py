@@ -127,6 +127,7 @@ def test_a_difference_is_of_groups_drawn_again(shelf):
     (a / "predictions.csv").write_text("\n".join(map(",".join, grouped)) + "\n")
     assert "auroc                +0.500 (+0.000 to +1.000)" in apart
     assert "auroc                +0.500 (+0.500 to +0.500)" in compare([a, b])
+    assert "auroc                -0.500 (-0.500 to -0.500)" in compare([b, a])  # whichever knows of it
 
 
 def test_cells_of_one_name_in_two_folders_are_two(shelf):
