@@ -153,6 +153,14 @@ def test_runtimes_prints_its_table(repository, drawn_data, tiny_checkpoint):
         assert 0 <= float(difference) < (1 if "bf16" in name else 1e-3), name
 
 
+def test_runtimes_goes_on_where_openvino_does_not(repository, drawn_data):
+    arguments = ["--batches", "1", "--rounds", "1", "--checkpoint", "efficientnet_b3_pooled"]
+    done = run(repository, "runtimes", *arguments, data=drawn_data)
+    assert done.returncode == 0, done.stderr
+    assert "| Keras graph, batch 16" in done.stdout
+    assert ("OpenVINO f32 does not take" in done.stdout) != ("| OpenVINO f32, one by one" in done.stdout)
+
+
 @pytest.mark.parametrize("script", ["runtimes", "throughput"])
 def test_an_ensemble_is_no_network_to_time(repository, drawn_data, script):
     done = run(repository, script, "--checkpoint", "ensemble", data=drawn_data)
