@@ -161,13 +161,18 @@ def compare(folders: list[Path]) -> str:
 def shared_cells(a: Path, b: Path) -> tuple[dict[str, np.ndarray], int]:
     """The arguments of `paired_difference` for the cells that two runs both held out, and of how many subjects they are."""
     tables = [read_predictions(folder) for folder in (a, b)]
-    _, i, j = np.intersect1d(*(table["cell"] for table in tables), return_indices=True)
-    shared = {
-        "y_true": tables[0]["y_true"][i],
+    cells, shared = pair_cells(*tables)
+    return shared, len(set(tables[0]["subject"][np.isin(tables[0]["cell"], cells)]))
+
+
+def pair_cells(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The cells that two tables of `read_predictions` both hold, and the arguments of `paired_difference` for them."""
+    cells, i, j = np.intersect1d(a["cell"], b["cell"], return_indices=True)
+    return cells, {
+        "y_true": a["y_true"][i],
         # either may have seen more subjects share pictures than the other
-        "groups": np.array([max(pair, key=len) for pair in zip(tables[0]["group"][i], tables[1]["group"][j], strict=True)]),
-        "p_a": tables[0]["p_all"][i],
-        "p_b": tables[1]["p_all"][j],
-        "thresholds": (tables[0]["threshold"][i], tables[1]["threshold"][j]),
+        "groups": np.array([max(pair, key=len) for pair in zip(a["group"][i], b["group"][j], strict=True)]),
+        "p_a": a["p_all"][i],
+        "p_b": b["p_all"][j],
+        "thresholds": (a["threshold"][i], b["threshold"][j]),
     }
-    return shared, len(set(tables[0]["subject"][i]))

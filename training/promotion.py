@@ -92,8 +92,10 @@ def compare_with_default(run: str) -> Comparison:
     """
     default, folder = model_zoo.find_checkpoint(model_zoo.default_checkpoint()), read_run(run).folder
     shared, subjects = shared_cells(default.path, folder)
-    if as_served := len(set(shared["y_true"])) < 2 and (read := _read_by(default.card, folder) / "predictions.csv").exists():
-        shared, subjects = shared_cells(read.parent, folder)
+    read = _read_by(default.card, folder)
+    as_served = len(set(shared["y_true"])) < 2 and (read / "predictions.csv").exists()
+    if as_served:
+        shared, subjects = shared_cells(read, folder)
     y_true = shared["y_true"]
     if len(set(y_true)) < 2:
         return Comparison(cells=len(y_true), subjects=subjects, figures={})

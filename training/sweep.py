@@ -21,7 +21,7 @@ import numpy as np
 from model_zoo import runs_folder
 from model_zoo._files import whole_file
 from training import jobs
-from training.compare import read_predictions
+from training.compare import pair_cells, read_predictions
 from training.data import index_cells
 from training.errors import RecipeError, RunError, Stopped
 from training.metrics import PAIRED, cell_metrics, paired_difference
@@ -287,9 +287,8 @@ def _shared(first: dict[int, dict], other: dict[int, dict]) -> dict:
     """The arguments of `paired_difference` for the cells that both held out with the same seed, averaged over seeds."""
     pairs = []
     for seed in first.keys() & other.keys():
-        a, b = first[seed], other[seed]
-        cells, i, j = np.intersect1d(a["cell"], b["cell"], return_indices=True)
-        pairs.append((cells, a["y_true"][i], a["group"][i], a["p_all"][i], b["p_all"][j], a["threshold"][i], b["threshold"][j]))
+        cells, pair = pair_cells(first[seed], other[seed])
+        pairs.append((cells, pair["y_true"], pair["groups"], pair["p_a"], pair["p_b"], *pair["thresholds"]))
     if not pairs:
         return {"y_true": np.zeros(0)}
     cells, y_true, groups, *averaged = map(np.concatenate, zip(*pairs, strict=True))
