@@ -90,7 +90,7 @@ def wait_until_read(page, app, n: int, *, timeout: float = 600) -> None:
 
 
 def windows(app) -> list[Path]:
-    return list(app.temporary.glob("blastoscope-*/*.png"))
+    return list(app.temporary.glob("blastoscope-*/*/*.png"))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         engine = Engine(checkpoint, rotations=options.rotations)
     except model_zoo.BlastoscopeError as error:
         return _fail(str(error))
-    scored = refused = 0
+    scored = refused = trained = 0
     try:
         with options.out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -54,9 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
                 writer.writerow(csv_row(result, engine))
                 scored += result.p_all is not None
                 refused += result.p_all is None
+                trained += result.trained
     except OSError as error:
         return _fail(f"{options.out} cannot be written: {error.strerror}.")
     print(f"{scored} cells scored by {engine.card.title}, {refused} files refused -> {options.out}", file=sys.stderr)
+    if trained:
+        print(f"{trained} of these took part in its training: of new patients they tell nothing", file=sys.stderr)
     if not scored:
         return _fail("no cell could be scored.")
     return 1 if refused else 0

@@ -13,7 +13,7 @@ import numpy as np
 from inference.engine import WORKERS, Engine
 from inference.errors import GateError, InputError
 from inference.gate import describe_unlike, inspect_cell
-from inference.images import decode_image, frame_cell, patient_of
+from inference.images import cell_hash, decode_image, frame_cell, patient_of
 from inference.sources import Source
 
 
@@ -30,6 +30,9 @@ class CellResult:
         picture: what is to be said of the picture, whatever the network.
         kept: what `keep` returned for this cell; None when refused.
         measures: of the cell, see `inference.gate.MEASURES`; () when refused.
+        hash: of the cell's pixels, see `inference.images.cell_hash`; "" when refused.
+        trained: whether this very picture took part in the network's training, so that `p_all` says nothing of new patients.
+        held_out: then, P(ALL) and whether it was called ALL where its person was held out of training; None where it never was.
         upload: which upload it came from, where the caller says so.
     """
 
@@ -42,11 +45,28 @@ class CellResult:
     kept: object = None
     measures: tuple[float, ...] = ()
     upload: str = ""
+    hash: str = ""
+    trained: bool = False
+    held_out: tuple[float, bool] | None = None
 
     def read_by(self, engine: Engine, p_all: float) -> CellResult:
         """This row with what a network says of the cell."""
         note = "; ".join((*self.picture, *describe_unlike(self.measures, engine.card.data.get("usual"))))
-        return replace(self, p_all=p_all, call=engine.call(p_all), note=note)
+        trained, held_out = self.hash in engine.trained_on, engine.trained_on.get(self.hash)
+        return replace(self, p_all=p_all, call=engine.call(p_all), note=note, trained=trained, held_out=held_out)
+
+    @property
+    def told(self) -> str:
+        """Note and remark."""
+        return "; ".join(filter(None, (self.note, self.remark)))
+
+    @property
+    def remark(self) -> str:
+        """A sentence where this cell took part in the network's training; else empty."""
+        if not self.trained or self.p_all is None:
+            return ""
+        unseen = f"; held out of training, it read {probability(self.held_out[0], digits=3)}" if self.held_out else ""
+        return f"this cell took part in the network's training, so its P(ALL) says nothing of new patients{unseen}"
 
 
 def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple], object] | None = None) -> CellResult:
@@ -67,7 +87,8 @@ def score_file(source: Source, engine: Engine, keep: Callable[[np.ndarray, tuple
         return replace(row, note=error.sentence)
     except Exception as error:  # no memory, a runtime's own: the other files go on
         return replace(row, note=f"it could not be scored ({type(error).__name__}). Add it again.")
-    return replace(row, picture=(*notes, *quality.reasons), measures=quality.measures, kept=kept).read_by(engine, p_all)
+    row = replace(row, picture=(*notes, *quality.reasons), measures=quality.measures, kept=kept)
+    return replace(row, hash=cell_hash(image, box=quality.box)).read_by(engine, p_all)
 
 
 def score_files(

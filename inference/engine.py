@@ -23,6 +23,7 @@ class Engine:
 
     Attributes:
         card: of the checkpoint.
+        trained_on: as of the checkpoint.
         rotations: number of views of a cell, 360 / rotations degrees apart, whose logits are averaged, and only then
             calibrated: 1, or 8 as in Prellberg & Kramer 2019 (paper 002). Those the card was measured with, unless
             told otherwise. Eight take eight times as long.
@@ -31,7 +32,7 @@ class Engine:
     def __init__(self, checkpoint: Checkpoint, *, rotations: int | None = None):
         import onnxruntime
 
-        self.card = checkpoint.card
+        self.card, self.trained_on = checkpoint.card, checkpoint.trained_on
         self.rotations = _check_rotations(self.card.rotations if rotations is None else rotations)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -117,6 +117,21 @@ def crop_cell(image: np.ndarray, crop: int, *, box: tuple[int, int, int, int] | 
     return out
 
 
+def cell_hash(image: np.ndarray, *, box: tuple[int, int, int, int]) -> str:
+    """What tells a cell's picture again: 16 hexadecimal digits, BLAKE2 of the pixels in its box.
+
+    The same in any lossless format, under any name and with more or less black around the cell; another after any change of
+    a pixel, as by JPEG, turning or scaling.
+
+    Args:
+        image: uint8 (H, W, 3), one cell on black.
+        box: of the cell's mask, as `inspect_cell` finds it.
+    """
+    top, bottom, left, right = box
+    inside = image[top:bottom, left:right]
+    return hashlib.blake2b(f"{inside.shape}".encode() + inside.tobytes(), digest_size=8).hexdigest()
+
+
 def frame_cell(image: np.ndarray, spec: FrameSpec, *, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
     """Frame one cell for a network: centred crop at native scale, then one antialiased resize.
 
@@ -170,18 +185,22 @@ def subject_of(name: str) -> str | None:
 def clean_name(name: str) -> str:
     """A file name or path as it may be shown: no control or direction marks, one line, at most 200 characters.
 
-    Folders are shortened without regard to the file, and with a hash: what lies in one folder stays together, and apart from
-    what lies in another.
+    Folders are shortened without regard to the file, and both with a hash: what lies in one folder stays together, and apart
+    from what lies in another, and so do names.
     """
     text = unicodedata.normalize("NFC", name.replace("\\", "/"))
     text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
     text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cs", "Co", "Cn"))
     text = " ".join(text.split()) or "unnamed"
     folder, slash, file = text.rpartition("/")
-    if len(folder) > 120:
-        folder = f"{folder[:70]}…{hashlib.blake2b(folder.encode(), digest_size=4).hexdigest()}…{folder[-40:]}"
-    file = file if len(file) <= 79 else f"{file[:50]}…{file[-28:]}"
-    return f"{folder}{slash}{file}"
+    return f"{_shorten(folder, 70, 40)}{slash}{_shorten(file, 41, 28)}"
+
+
+def _shorten(text: str, first: int, last: int) -> str:
+    """At most first + 10 + last characters: its two ends, and between them what keeps it apart from others like it."""
+    if len(text) <= first + 10 + last:
+        return text
+    return f"{text[:first]}…{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}…{text[-last:]}"
 
 
 def patient_of(name: str) -> str:

@@ -14,9 +14,9 @@ INTENDED_USE = "research and education; not a medical device"
 
 
 def csv_row(result, engine: Engine) -> list:
-    """A row under COLUMNS and MADE_BY: a file, and what made its numbers. The engine's remark joins a scored cell's note."""
+    """A row under COLUMNS and MADE_BY: a file, and what made its numbers. Remarks on a scored cell join its note."""
     card, p_all = engine.card, "" if result.p_all is None else f"{result.p_all:.6f}"
-    note = "; ".join(filter(None, (result.note, engine.remark if p_all else "")))
+    note = "; ".join(filter(None, (result.told, engine.remark if p_all else "")))
     made = [card.name, card.weights_sha256[:16], card.threshold, engine.rotations, app_version(), INTENDED_USE]
     return [inert(result.file), inert(result.patient), p_all, result.call, inert(note), *made]
 

@@ -6,6 +6,7 @@ was measured, not to be read cells with; or, of an ensemble, a card that names i
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -19,6 +20,7 @@ from model_zoo._files import write_json
 
 BUNDLED = Path(__file__).parent / "checkpoints"
 WEIGHTS = "model.onnx"
+TRAINED_ON = "trained_on.txt"  # hashes of the cells that trained it, see `inference.images.cell_hash`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,31 @@ class Checkpoint:
     @cached_property
     def weights(self) -> Path:
         return self.path / WEIGHTS
+
+    @cached_property
+    def trained_on(self) -> dict[str, tuple[float, bool] | None]:
+        """Hash of every cell that trained it, or chose its epoch or operating point, or a member's -> P(ALL) and whether it was
+        called ALL by a network that was trained without its person; None where none was. Empty where its run did not write
+        them (up to 0.18.0).
+
+        Raises:
+            CheckpointError: the files that tell it are damaged.
+        """
+        lists, table = [network.path / TRAINED_ON for network in self.networks], self.path / "predictions.csv"
+        try:
+            known = {line: None for file in lists if file.exists() for line in file.read_text("ascii").split()}
+            # of one network, or of an image-level split, what was held out is another picture than what trained
+            others = self.card.training.get("networks", 1) > 1 and not self.card.split["protocol"].startswith("image")
+            if known and others and table.exists():
+                with table.open(newline="", encoding="utf-8") as file:
+                    rows = [row for row in csv.DictReader(file) if row.get("cell_hash") in known]
+                read = [(row["cell_hash"], float(row["p_all"]), float(row["threshold"])) for row in rows]
+                known |= {cell: (p_all, p_all >= threshold) for cell, p_all, threshold in read}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.path}: {TRAINED_ON} or {table.name} is damaged ({error}). Restore the folder."
+            ) from error
+        return known
 
     def keras_model(self):
         """The Keras model with these weights, for gradients and for training on. Imports Keras (seconds)."""

@@ -32,6 +32,8 @@ with words:
         f"specificity {with_interval(card.metrics['specificity'])}."
     )
     components.rotations_remark()
+    if cell.remark:
+        st.markdown(f"**Not new to it:** {cell.remark}.")
     if cell.note:
         end = "" if cell.note.endswith("?") else "."
         st.markdown(f"Note: {components.plain(cell.note)}{end}")

@@ -1,7 +1,8 @@
-"""Every benchmark explains itself, refuses clearly without data, and one runs from files to its table. No clock is judged."""
+"""Every benchmark explains itself, refuses clearly without data, and runs from files to its table. No clock is judged."""
 
 import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 
@@ -159,6 +160,41 @@ def test_runtimes_goes_on_where_openvino_does_not(repository, drawn_data):
     assert done.returncode == 0, done.stderr
     assert "| Keras graph, batch 16" in done.stdout
     assert ("OpenVINO f32 does not take" in done.stdout) != ("| OpenVINO f32, one by one" in done.stdout)
+
+
+def table(done) -> list[list[str]]:
+    assert done.returncode == 0, done.stderr
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line.startswith("|")][2:]
+
+
+def test_what_changes_a_cell_prints_its_tables(repository, drawn_data, tiny_checkpoint):
+    rows = table(run(repository, "imaging", str(tiny_checkpoint), "--cells", "4", data=drawn_data))
+    assert [row[0] for row in rows][:2] == ["Tiny, as they are", "Tiny, stain, weakly"] and len(rows) == 5
+    assert rows[0][1:] == ["4", "–", "0.0%"] and all(row[3].endswith("%") for row in rows)
+    rows = table(run(repository, "compression", str(tiny_checkpoint), "--cells", "4", data=drawn_data))
+    assert rows[0][0] == "Tiny, lossless" and rows[0][4] == "0.0%" and len(rows) == 9
+
+
+def test_unlike_prints_its_tables(repository, tmp_path, draw_cell, encode):
+    for person, (subject, label) in enumerate((("1", "all"), ("2", "all"), ("h1", "hem"), ("h2", "hem"))):
+        folder = tmp_path / "cnmc" / "fold_0" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        for cell in range(20):
+            image = draw_cell(20 * person + cell, canvas=(250, 250), axes=(150, 150 + cell))
+            (folder / f"UID_{subject}_1_{cell}_{label}.webp").write_bytes(encode(image, "WEBP"))
+    rows = table(run(repository, "unlike", "mobilenet_v2", "--persons", "2", data=tmp_path))
+    assert [row[1] for row in rows[:3]] == ["4", "2", "2"] and rows[5][0] == "as they are" and rows[5][5] == "0.0%"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "n"), [("memory", ["--cells", "4", "--zip", "2"], 3), ("start", ["--rounds", "1"], 2)]
+)
+def test_what_is_measured_in_a_browser_prints_its_table(repository, drawn_data, script, arguments, n):
+    if shutil.which("chromium") is None:
+        assert not os.environ.get("REQUIRE_BROWSER"), "REQUIRE_BROWSER is set, and there is no Chromium"
+        pytest.skip("no Chromium on this machine")
+    rows = table(run(repository, script, *arguments, data=drawn_data))
+    assert len(rows) >= n and all(float(row[1].replace(",", "")) > 0 for row in rows), rows
 
 
 @pytest.mark.parametrize("script", ["runtimes", "throughput"])

@@ -78,11 +78,11 @@ def subject_rows(y_true, subjects, called) -> list[list]:
 
 
 def write_predictions(path: Path, cells: Cells, rows, logit, p_all, threshold, fold) -> None:
-    """P(ALL) in full: nine digits do not tell the cells of a saturated network apart."""
+    """P(ALL) in full: nine digits do not tell the cells of a saturated network apart. `cells` have their hashes."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(PREDICTIONS)
         names = name_cells(cells.files, cells.subjects)
         for row, z, p, t, k in zip(rows, logit, p_all, threshold, fold, strict=True):
-            whose = names[row], cells.subjects[row], cells.groups[row]
+            whose = names[row], cells.subjects[row], cells.groups[row], cells.hashes[row]
             writer.writerow([*whose, int(cells.y_true[row]), f"{z:.9g}", float(p), t, k])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ from inference.cells import score_files
 from inference.engine import Engine
 from inference.patients import carries_weight
 from inference.sources import open_paths
-from model_zoo import Card, load_checkpoint
-from training.data import Cells, cell_label, index_cells, name_cells
+from model_zoo import Card, Checkpoint, load_checkpoint
+from training.data import Cells, cell_label, index_cells, join_copies, name_cells
 from training.errors import DataError, RunError
 from training.metrics import bootstrap_metrics, paired_difference
 
-# columns of predictions.csv; subjects of one group share pictures
-PREDICTIONS = ("file", "subject", "group", "y_true", "logit", "p_all", "threshold", "fold")
+# columns of predictions.csv; subjects of one group share pictures, `cell_hash` is that of `inference.images`
+PREDICTIONS = ("file", "subject", "group", "cell_hash", "y_true", "logit", "p_all", "threshold", "fold")
 SHOWN = ("auroc", "sensitivity", "specificity", "accuracy", "weighted_f1", "subject_accuracy", "ece", "brier")
 
 
@@ -33,7 +34,7 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
             rows = list(csv.DictReader(file))
         if not rows:
             raise ValueError("no rows")
-        rows = [{"group": row["subject"]} | row for row in rows]  # up to 0.17.0 files had no groups
+        rows = [{"group": row["subject"], "cell_hash": ""} | row for row in rows]  # up to 0.17.0 and 0.18.0 there were none
         columns = {name: np.array([row[name] for row in rows]) for name in PREDICTIONS}
         columns |= {name: columns[name].astype(float) for name in ("logit", "p_all", "threshold")}
         columns["y_true"] = columns["y_true"].astype(int)
@@ -63,11 +64,12 @@ def read_card(folder: Path) -> Card:
 def evaluate(
     checkpoint: Path, data: Path, *, rotations: int | None = None, out: Path | None = None, other_people: bool = False
 ) -> str:
-    """A checkpoint's figures on the labelled cells of a folder, as served; subjects with ids of those that trained it stay out.
+    """A checkpoint's figures on the labelled cells of a folder, as served; subjects with ids of those that trained it stay out,
+    and so do those, whatever their ids, of whom a picture trained it.
 
     Args:
         out: CSV to write: every cell's file, subject, y_true, p_all and whether it was called ALL.
-        other_people: the subjects are none of those that trained it, whatever their ids: nobody is left out.
+        other_people: the subjects are none of those that trained it, whatever their ids: nobody is left out for them.
     Returns:
         a table as text.
     Raises:
@@ -90,26 +92,37 @@ def evaluate(
         )
     kept = cells.choose(new)
     results = list(score_files(open_paths(kept.files), engine))
-    read = np.array([result.p_all is not None for result in results])
-    if not read.any():
+    read = np.flatnonzero([result.p_all is not None for result in results])
+    if not len(read):
         raise DataError(
             f"None of the {len(results):,} cells could be read. First: {cell_label(kept.files[0])}: {results[0].note}"
         )
-    y_true, subjects = kept.y_true[read], kept.subjects[read]
-    p_all = np.array([result.p_all for result in results if result.p_all is not None])
+    named = list(map(cell_label, kept.files))
+    not_read = [f"not read: {named[i]}: {results[i].note}" for i in range(len(named)) if results[i].p_all is None]
+    names, results = np.array(name_cells(kept.files, kept.subjects))[read], [results[i] for i in read]
+    kept, copies = join_copies(replace(kept.choose(read), hashes=np.array([result.hash for result in results])))
+    known = recognised(kept, engine)
+    if known.all():
+        raise DataError(f"Pictures of every subject of {data} took part in training {checkpoint}, whatever they are called.")
     lines = [cells.passed_over] if cells.unlabelled else []
     if met.any():
-        names = sorted(set(cells.subjects[met]))
-        which = f"{len(names)} subjects with the id of one that trained it, or that shares pictures with such"
-        left = f"left out: {met.sum():,} cells of {which}: {', '.join(names)}. If they are other people, add --other-people."
-        said = f"said to be other people than those that trained it, though they have their ids: {', '.join(names)}"
+        ids = sorted(set(cells.subjects[met]))
+        which = f"{len(ids)} subjects with the id of one that trained it, or that shares pictures with such"
+        left = f"left out: {met.sum():,} cells of {which}: {', '.join(ids)}. If they are other people, add --other-people."
+        said = f"said to be other people than those that trained it, though they have their ids: {', '.join(ids)}"
         lines.append(said if other_people else left)
-    lines += [f"not read: {cell_label(kept.files[i])}: {results[i].note}" for i in np.flatnonzero(~read)]
-    if noted := [i for i in np.flatnonzero(read) if carries_weight(results[i].note)]:
+    if known.any():
+        ids = ", ".join(sorted(set(kept.subjects[known])))
+        lines.append(f"left out: {known.sum():,} cells of subjects whose pictures took part in its training: {ids}")
+    lines += [*copies, *not_read]
+    new = np.flatnonzero(~known)
+    kept, names, results = kept.choose(new), names[new], [results[i] for i in new]
+    y_true, subjects, p_all = kept.y_true, kept.subjects, np.array([result.p_all for result in results])
+    if noted := [i for i, result in enumerate(results) if carries_weight(result.note)]:
         first = f"{cell_label(kept.files[noted[0]])}: {results[noted[0]].note}"
-        lines.append(f"carry a note: {len(noted):,} of {read.sum():,} cells; first: {first}")
-    lines.append(f"{card.title} on {kept.told(read)}, operating point {card.threshold}, {engine.rotations} rotation(s)")
-    figures = bootstrap_metrics(y_true, p_all, subjects, kept.groups[read], card.threshold)
+        lines.append(f"carry a note: {len(noted):,} of {len(kept):,} cells; first: {first}")
+    lines.append(f"{card.title} on {kept.told()}, operating point {card.threshold}, {engine.rotations} rotation(s)")
+    figures = bootstrap_metrics(y_true, p_all, subjects, kept.groups, card.threshold)
     if len(set(y_true)) < 2:
         lines.append("cells of one class alone: what tells two classes apart cannot be measured")
         figures = {name: figures[name] for name in ("accuracy", "subject_accuracy")}
@@ -125,10 +138,14 @@ def evaluate(
         with Path(out).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "subject", "y_true", "p_all", "called_all"])
-            names = np.array(name_cells(kept.files, kept.subjects))[read]
             for name, s, y, p, c in zip(names, subjects, y_true, p_all, called, strict=True):
                 writer.writerow([name, s, int(y), f"{p:.9g}", int(c)])
     return "\n".join(lines)
+
+
+def recognised(cells: Cells, network: Engine | Checkpoint) -> np.ndarray:
+    """bool (n,): a picture of the cell's group of subjects took part in the network's training. `cells` have their hashes."""
+    return np.isin(cells.groups, cells.groups[np.isin(cells.hashes, list(network.trained_on))])
 
 
 def subjects_met(cells: Cells, known: set[str]) -> np.ndarray:

@@ -20,8 +20,8 @@ import numpy as np
 
 from inference.errors import ImageError, InputError
 from inference.gate import MEASURES, inspect_cell
-from inference.images import SUFFIXES, clean_name, decode_image, frame_cell, subject_of
-from model_zoo import FrameSpec
+from inference.images import SUFFIXES, cell_hash, clean_name, decode_image, frame_cell, subject_of
+from model_zoo import FrameSpec, runs_folder
 from model_zoo._files import whole_file
 from training.errors import DataError
 
@@ -47,6 +47,7 @@ class Cells:
         unlabelled: images of the folder that are none of these cells: nothing tells whether they are ALL or HEM.
         digests: of each file's bytes, once `verify_cells` has read them.
         measures: float (n, 4), `inference.gate.MEASURES` of each cell; as `digests`.
+        hashes: str (n,), `inference.images.cell_hash` of each; as `digests`.
     """
 
     files: list[Path]
@@ -57,6 +58,7 @@ class Cells:
     unlabelled: tuple[Path, ...] = ()
     digests: list[str] | None = None
     measures: np.ndarray | None = None
+    hashes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,6 +75,7 @@ class Cells:
             unlabelled=self.unlabelled,
             digests=self.digests and [self.digests[row] for row in rows],
             measures=None if self.measures is None else self.measures[rows],
+            hashes=None if self.hashes is None else self.hashes[rows],
         )
 
     def count(self, where: np.ndarray | None = None) -> dict:
@@ -105,9 +108,11 @@ class Cells:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over name, subject, label and content of every file in order, wherever the folder lies."""
-        digests = self.digests or list(_in_threads(_digest, self.files))
-        rows = zip(map(cell_label, self.files), self.subjects, self.y_true, digests, strict=True)
+        """SHA-256 over name, subject, label and content of every file in order, wherever the folder lies and whatever it is
+        called."""
+        digests, top = self.digests or list(_in_threads(_digest, self.files)), _top(self.files)
+        names = [file.name if file.parent == top else cell_label(file) for file in self.files]
+        rows = zip(names, self.subjects, self.y_true, digests, strict=True)
         return hashlib.sha256("\n".join("\t".join(map(str, row)) for row in rows).encode()).hexdigest()
 
 
@@ -189,8 +194,8 @@ def _walk(root: Path) -> list[Path]:
 
 
 def _label_of(official: str, file: Path, root: Path) -> int | None:
-    """What its name says, else the nearest folder up to `root` that is called all or hem."""
-    folders = (folder.name.lower() for folder in file.parents if folder.is_relative_to(root))
+    """What its name says, else the nearest folder below `root` that is called all or hem."""
+    folders = (folder.name.lower() for folder in file.parents if folder != root and folder.is_relative_to(root))
     for text in (Path(official).stem.lower().rpartition("_")[2], *folders):
         if text in ("all", "hem"):
             return int(text == "all")
@@ -245,12 +250,12 @@ def _read_label_files(unlisted: list[Path], files: list[Path], tables: list[Path
     for table in tables:
         official, rows, of = {}, _read_table(table), table.stem.removesuffix("_labels")
         if not rows or not rows[0].keys() >= {"Patient_ID", "new_names"}:
-            if any(file.parent.name == of and _label_of(file.name, file, file.parent) is None for file in unlisted):
+            if any(file.parent.name == of and _label_of(file.name, file, file.parents[1]) is None for file in unlisted):
                 raise DataError(f"{table} needs the columns Patient_ID,new_names and labels. Received: {_columns(rows)}")
             continue
         for row in rows:
             name = official[Path(row["new_names"]).stem] = row["Patient_ID"]
-            label = _label_of(name, table, table.parent)
+            label = _label_of(name, table, table.parents[1])
             if subject_of(name) is None or row.get("labels", str(label)) != str(label):
                 raise DataError(
                     f"{table}: Patient_ID {name!r} and labels {row.get('labels')!r} do not fit. Expected "
@@ -334,12 +339,21 @@ def cell_label(file: Path) -> str:
 def name_cells(files: Sequence[Path], subjects: Sequence[str]) -> list[str]:
     """What tables call each cell: its file's name, or, where its subject has several of that name in whatever format, its path
     below the folder that holds all files."""
-    counts = Counter(zip(subjects, (file.stem for file in files), strict=True))
-    root = os.path.commonpath([file.parent for file in files]) if files else ""
+    counts, top = Counter(zip(subjects, (file.stem for file in files), strict=True)), _top(files)
     return [
-        file.name if counts[subject, file.stem] == 1 else file.relative_to(root).as_posix()
+        file.name if counts[subject, file.stem] == 1 else file.relative_to(top).as_posix()
         for subject, file in zip(subjects, files, strict=True)
     ]
+
+
+def _top(files: Sequence[Path]) -> Path:
+    """The folder that holds all of them."""
+    return Path(os.path.commonpath([file.parent for file in files]) if files else "")
+
+
+def cache_folder() -> Path:
+    """Where runs keep verified and packed cells, by content: beside the runs."""
+    return runs_folder() / "cache"
 
 
 def verify_cells(
@@ -348,8 +362,8 @@ def verify_cells(
     """Read every picture: leave out the unreadable ones and those without a segmented cell, and make one group of subjects that
     share a picture.
 
-    A picture is shared where decoded pixels are equal, whatever the files' format. What was found is kept in `cache`
-    under the files' content: a second call only reads their bytes.
+    A picture is shared where the cell's pixels are equal, whatever the files' format or the black around it. What was found is
+    kept in `cache` under the files' content: a second call only reads their bytes.
 
     Args:
         cells: as indexed.
@@ -361,7 +375,7 @@ def verify_cells(
         DataError: a class without a readable image, or the cache cannot be written.
     """
     cells = replace(cells, digests=cells.digests or list(_in_threads(_digest, cells.files)))
-    found_file = Path(cache) / f"{cells.fingerprint[:16]}.found.json"
+    found_file = Path(cache) / f"{cells.fingerprint[:16]}.cells.json"
     if not found_file.exists():
         found = []
         for entry in _in_threads(_inspect, list(zip(cells.files, cells.digests, strict=True))):
@@ -370,12 +384,11 @@ def verify_cells(
         with _cache_file(found_file, "what was found in the pictures") as file:
             file.write(json.dumps(found).encode())
     columns = zip(*json.loads(found_file.read_text("utf-8")), strict=True)
-    pixels, sizes, reasons, grey, measures = (np.array(column) for column in columns)
-    readable = pixels != ""
+    hashes, sizes, reasons, grey, measures = (np.array(column) for column in columns)
+    readable = hashes != ""
     lost = reasons[~readable].tolist()
     sentences = [cells.passed_over] if cells.unlabelled else []
-    cells = replace(cells, measures=measures).choose(readable)
-    pixels, sizes = pixels[readable], Counter(sizes[readable].tolist())
+    cells, sizes = replace(cells, measures=measures, hashes=hashes).choose(readable), Counter(sizes[readable].tolist())
     for value, label in CLASSES:
         if not (cells.y_true == value).any():
             raise DataError(f"No {label} image could be read{f'. First: {lost[0]}' if lost else '.'}")
@@ -387,12 +400,18 @@ def verify_cells(
     if grey.any():
         named = [cell_label(cells.files[row]) for row in np.flatnonzero(grey[readable])]
         sentences.append(f"{_some(named, 'in grey')}: what is learnt from them does not hold for stained cells.")
-    copies = _copies(pixels)
-    groups = _join_groups(cells.groups, copies)
-    sentences += _describe_copies(cells, groups, copies)
+    cells, told = join_copies(cells)
+    sentences += told
     if lost:  # last, as it may be a long list
-        sentences += [f"{len(lost):,} of {len(pixels) + len(lost):,} images cannot be read as cells and are left out:", *lost]
-    return replace(cells, groups=groups), sentences
+        sentences += [f"{len(lost):,} of {len(readable):,} images cannot be read as cells and are left out:", *lost]
+    return cells, sentences
+
+
+def join_copies(cells: Cells) -> tuple[Cells, list[str]]:
+    """The cells, which have their hashes, with subjects that share a picture as one group, and sentences on all copies."""
+    copies = _copies(cells.hashes)
+    groups = _join_groups(cells.groups, copies)
+    return replace(cells, groups=groups), _describe_copies(cells, groups, copies)
 
 
 def usual_ranges(cells: Cells) -> dict[str, dict[str, list[float]]]:
@@ -408,10 +427,10 @@ def usual_ranges(cells: Cells) -> dict[str, dict[str, list[float]]]:
     return {name: {of: limits[of][:, i].round(4).tolist() for of in limits} for i, name in enumerate(MEASURES)}
 
 
-def _copies(pixels: np.ndarray) -> list[list[int]]:
+def _copies(hashes: np.ndarray) -> list[list[int]]:
     """Positions of every picture that occurs more than once."""
     rows: dict[str, list[int]] = {}
-    for row, picture in enumerate(pixels.tolist()):
+    for row, picture in enumerate(hashes.tolist()):
         rows.setdefault(picture, []).append(row)
     return [same for same in rows.values() if len(same) > 1]
 
@@ -503,8 +522,8 @@ def _digest(file: Path) -> str:
 
 
 def _inspect(entry: tuple[Path, str]) -> tuple[str, str, str, bool, list[float]]:
-    """Of a file and its digest: BLAKE2 of the pixels ("" if there are none), size, why they cannot be read, whether they are
-    grey, and MEASURES."""
+    """Of a file and its digest: `cell_hash` ("" if there is no cell), size, why it cannot be read, whether it is grey, and
+    MEASURES."""
     (file, digest), nothing = entry, [0.0] * len(MEASURES)
     try:
         image = _decode(file)
@@ -519,7 +538,7 @@ def _inspect(entry: tuple[Path, str]) -> tuple[str, str, str, bool, list[float]]
         return "", "", str(ImageError(cell_label(file), quality.reasons[0])), False, nothing
     size = "{1} × {0}".format(*image.shape)
     measures, grey = [round(value, 5) for value in quality.measures], bool((image == image[..., :1]).all())
-    return hashlib.blake2b(size.encode() + image.tobytes(), digest_size=16).hexdigest(), size, "", grey, measures
+    return cell_hash(image, box=quality.box), size, "", grey, measures
 
 
 def _in_threads(function: Callable, items: Sequence) -> Iterator:

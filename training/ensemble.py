@@ -65,8 +65,10 @@ def join(folders: list[Path], out: Path, *, title: str) -> Card:
                 "can be said of their mean. Train both by recipes with one seed, one folds_by and no test_folds."
             )
     logit = np.mean([table["logit"] for table in tables], axis=0)
-    y_true, subjects, groups, fold = (tables[0][column] for column in ("y_true", "subject", "group", "fold"))
-    cells = Cells(files=[Path(file) for file in tables[0]["file"]], y_true=y_true, subjects=subjects, groups=groups)
+    columns = ("y_true", "subject", "group", "fold", "cell_hash")
+    y_true, subjects, groups, fold, hashes = (tables[0][column] for column in columns)
+    files = [Path(file) for file in tables[0]["file"]]
+    cells = Cells(files=files, y_true=y_true, subjects=subjects, groups=groups, hashes=hashes)
     rows, none = np.arange(len(cells)), np.zeros(0, int)
     parts = [Part(name=str(k), training=none, validation=none, test=rows[fold == k]) for k in dict.fromkeys(fold)]
     results = [{"test": logit[part.test]} for part in parts]

@@ -67,13 +67,19 @@ def bootstrap_metrics(y_true, p_all, subjects, groups, threshold, *, draws: int 
     right = np.bincount(subject, (p_all >= threshold) == (y_true == 1)) / np.bincount(subject)
     mine = np.zeros((times.shape[1], len(first)))  # which subjects are a group's
     mine[index[first], np.arange(len(first))] = 1
-    return _with_intervals(figures | {"subject_accuracy": times @ (mine @ right) / (times @ mine.sum(1))}, ends)
+    return _with_intervals(figures | {"subject_accuracy": times @ (mine @ right) / (times @ mine.sum(1))}, ends, least=0)
 
 
-def _with_intervals(figures: dict[str, np.ndarray], ends: list[float]) -> dict[str, list[float]]:
-    """[estimate, low, high] of figures of the cells as they are, then of every draw; NaN where the cells give none."""
-    found = {name: np.nanpercentile(v[1:], ends) if np.isfinite(v[0]) else [np.nan] * 2 for name, v in figures.items()}
-    return {name: [round(float(v), 4) for v in (values[0], *found[name])] for name, values in figures.items()}
+def _with_intervals(figures: dict[str, np.ndarray], ends: list[float] | None, *, least: float) -> dict[str, list[float]]:
+    """[estimate, low, high] of figures of the cells as they are, then of every draw; NaN where the cells give none, and from
+    `least` to 1, all that a figure may be, where there are no ends."""
+
+    def interval(values) -> list[float]:
+        if not np.isfinite(values[0]):
+            return [np.nan, np.nan]
+        return list(np.nanpercentile(values[1:], ends)) if ends else [least, 1]
+
+    return {name: [round(float(v), 4) for v in (values[0], *interval(values))] for name, values in figures.items()}
 
 
 def fit_temperature(y_true, logit) -> float:
@@ -135,15 +141,15 @@ def paired_difference(y_true, p_a, p_b, groups, *, thresholds=(0.5, 0.5), draws:
     y_true = np.asarray(y_true)
     index, times, ends = _draw(y_true, groups, draws)
     found = [_of_draws(times, index, y_true, np.asarray(p), t) for p, t in zip((p_a, p_b), thresholds, strict=True)]
-    return _with_intervals({name: found[1][name] - found[0][name] for name in PAIRED}, ends)
+    return _with_intervals({name: found[1][name] - found[0][name] for name in PAIRED}, ends, least=-1)
 
 
-def _draw(y_true: np.ndarray, groups, draws: int) -> tuple[np.ndarray, np.ndarray, list[float]]:
+def _draw(y_true: np.ndarray, groups, draws: int) -> tuple[np.ndarray, np.ndarray, list[float] | None]:
     """Groups of each class drawn with replacement.
 
     Returns:
         each cell's group (n,); how often every draw took each group (draws + 1, G), row 0 each once; the two percentiles of
-        the draws between which a 95% interval lies.
+        the draws between which a 95% interval lies, None where a class has one group: nothing tells how much persons differ.
     """
     names, index = np.unique(groups, return_inverse=True)
     kind = np.array([y_true[index == i][0] for i in range(len(names))])
@@ -153,7 +159,7 @@ def _draw(y_true: np.ndarray, groups, draws: int) -> tuple[np.ndarray, np.ndarra
         times[1:, of] = rng.multinomial(len(of), np.full(len(of), 1 / len(of)), draws)
     cells = np.bincount(index).astype(float)
     effective = min(cells[of].sum() ** 2 / (cells[of] ** 2).sum() for of in classes)
-    return index, times, _ends(effective)
+    return index, times, _ends(effective) if min(map(len, classes)) > 1 else None
 
 
 def _ends(n: float) -> list[float]:
@@ -165,7 +171,7 @@ def _ends(n: float) -> list[float]:
     """
     from scipy.stats import norm, t
 
-    low = 100 * float(norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1))) if n > 1 else 0.0
+    low = 100 * float(norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1)))
     return [low, 100 - low]
 
 
@@ -190,7 +196,7 @@ def reliability(y_true, p_all, groups, *, draws: int = 2000) -> list[dict[str, f
         share = positive / n  # NaN in a draw that took no cell of this bin
     rows = []
     for b in np.flatnonzero(n[0]):
-        low, high = np.nanpercentile(share[:, b], ends)
+        low, high = np.nanpercentile(share[:, b], ends) if ends else (0, 1)
         row = {"p_all": mass[0, b] / n[0, b], "share": share[0, b], "low": low, "high": high}
         rows.append({name: float(value) for name, value in row.items()} | {"n": int(n[0, b])})
     return rows

@@ -17,11 +17,11 @@ from inference.cells import score_files
 from inference.engine import Engine
 from inference.sources import open_paths
 from model_zoo import Card, load_checkpoint, promoted_folder
-from model_zoo._checkpoint import weights_files
+from model_zoo._checkpoint import TRAINED_ON, weights_files
 from model_zoo._files import whole_file, write_json
 from training.calibration import write_predictions
-from training.compare import name_once, read_predictions, shared_cells, subjects_met
-from training.data import index_cells, name_cells
+from training.compare import name_once, read_predictions, recognised, shared_cells, subjects_met
+from training.data import cache_folder, index_cells, name_cells, verify_cells
 from training.errors import RunError
 from training.jobs import read_run
 from training.metrics import cell_metrics, paired_difference
@@ -106,7 +106,8 @@ def compare_with_default(run: str) -> Comparison:
 
 
 def read_with_default(run: str, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Have the default network read a run's held-out cells of subjects that are new to it, as it reads any cell.
+    """Have the default network read a run's held-out cells of subjects that are new to it, as it reads any cell. Whose pictures
+    trained it is not new, whatever the id.
 
     Args:
         progress: called with the cells read and all that are to be read.
@@ -114,16 +115,18 @@ def read_with_default(run: str, progress: Callable[[int, int], None] = lambda do
         RunError: no cells of both classes are there, new to the default, and readable. DataError, CheckpointError: as they say.
     """
     found, default = read_run(run), model_zoo.find_checkpoint(model_zoo.default_checkpoint())
-    cells, held = index_cells(Path(found.told["data"])), set(read_predictions(found.folder)["cell"])
+    # as the run did: what is left out, and so what each is called, and which subjects share pictures are the same
+    cells, _ = verify_cells(index_cells(Path(found.told["data"])), cache=cache_folder())
+    held = set(read_predictions(found.folder)["cell"])
     names = map(name_once, name_cells(cells.files, cells.subjects), cells.subjects)
     there = np.array([name in held for name in names])
-    met = subjects_met(cells, set(default.card.data["training_subjects"]))
+    met = subjects_met(cells, set(default.card.data["training_subjects"])) | recognised(cells, default)
     rows = np.flatnonzero(there & ~met)
     if len(set(cells.y_true[rows])) < 2:
         raise RunError(
             f"Of {len(held):,} held-out cells {there.sum():,} are in {found.told['data']}, {(there & met).sum():,} of these of "
-            f"subjects with the id of one that trained {default.card.title}; the rest is not of both classes. Are they other "
-            f"people? Then measure it by: python -m training evaluate {default.path} --data FOLDER --other-people"
+            f"subjects with the id, or a picture, of one that trained {default.card.title}; the rest is not of both classes. "
+            f"Are they other people? Measure it by: python -m training evaluate {default.path} --data FOLDER --other-people"
         )
     p_all = np.full(len(rows), np.nan)
     for done, result in enumerate(score_files(open_paths(cells.files[row] for row in rows), Engine(default))):
@@ -141,7 +144,7 @@ def read_with_default(run: str, progress: Callable[[int, int], None] = lambda do
 
 def _read_by(card: Card, run: Path) -> Path:
     """Where a run keeps what another network read of its held-out cells."""
-    return run / "read_by" / f"{card.name}-{card.weights_sha256[:8]}"
+    return run / "as_served" / f"{card.name}-{card.weights_sha256[:8]}"
 
 
 def promote(run: str) -> str:
@@ -167,6 +170,8 @@ def promote(run: str) -> str:
             partial.mkdir()
             for file in (*weights_files(source / "model.onnx"), *(source / other for other in BESIDE)):
                 shutil.copy(file, partial)
+            if (source / TRAINED_ON).exists():  # runs up to 0.18.0 have none
+                shutil.copy(source / TRAINED_ON, partial)
             replace(card, name=name, title=f"{card.title} (run {run})").write(partial / "card.json")
             shutil.rmtree(shelf / name, ignore_errors=True)  # taken back before
             partial.rename(shelf / name)

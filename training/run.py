@@ -20,11 +20,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import model_zoo
 from inference.images import subject_of
 from model_zoo import Card
 from model_zoo._architecture import refresh
-from model_zoo._checkpoint import WEIGHTS, hash_weights
+from model_zoo._checkpoint import TRAINED_ON, WEIGHTS, hash_weights
 from model_zoo._files import write_json
 from model_zoo._onnx import write_onnx
 from training.calibration import (
@@ -39,7 +38,7 @@ from training.calibration import (
     subject_rows,
     write_predictions,
 )
-from training.data import Cells, index_cells, pack_cells, usual_ranges, verify_cells
+from training.data import Cells, cache_folder, index_cells, pack_cells, usual_ranges, verify_cells
 from training.devices import find_devices, keep_compiled, list_devices, precise, spread
 from training.draws import Draws
 from training.errors import DataError, OutOfMemory, RunError, Stopped, halt, why
@@ -140,7 +139,7 @@ class Run:
     def execute(self, keep_recipe: Callable[[Path], None] | None, tiny: bool) -> Card:
         """Train from the start, after `keep_recipe` wrote the recipe into the folder, or, without it, go on."""
         devices = find_devices(self.recipe.devices)
-        keep_compiled(_cache() / "compiled")
+        keep_compiled(cache_folder() / "compiled")
         cells = self.chosen(tiny)
         parts = divide(cells, self.recipe)
         known = read_state(self.folder) if (self.folder / "run.json").exists() else {}
@@ -186,7 +185,7 @@ class Run:
         cells = index_cells(self.data)
         if tiny:
             cells = thinned(cells)
-        cells, self.findings = verify_cells(cells, cache=_cache(), progress=self._every(500, "looked at", self._say))
+        cells, self.findings = verify_cells(cells, cache=cache_folder(), progress=self._every(500, "looked at", self._say))
         return cells
 
     # --- what fit() reports to ---
@@ -240,7 +239,7 @@ class Run:
         for sentence in self.findings:
             self.log(sentence)
         self._preparing(0, parts)
-        packed = pack_cells(cells, self.recipe.framing, cache=_cache(), progress=self._every(500, "packed", self.log))
+        packed = pack_cells(cells, self.recipe.framing, cache=cache_folder(), progress=self._every(500, "packed", self.log))
         for side in ("training", "validation", "test"):
             self.log(f"{parts[0].name} {side:10} {cells.told(getattr(parts[0], side))}")
         if self.recipe.teach_epochs:
@@ -365,8 +364,10 @@ class Run:
         chosen = BALANCED if balanced else GIVEN if calibrations == [UNCHOSEN] else ESTIMATED
         write_predictions(self.folder / "predictions.csv", cells, rows, logit, p_all, threshold, fold)
         if served:
+            trained = all_rows(parts) if self.recipe.refit else np.concatenate([parts[0].training, parts[0].validation])
             for file in served["folder"].glob("model.*"):
                 shutil.copy(file, self.folder)
+            (self.folder / TRAINED_ON).write_text("\n".join(sorted(set(cells.hashes[trained]))) + "\n", "ascii")
         card = self._card(cells, parts, reported, rows, p_all, threshold, temperature, operating_point, chosen, bool(served))
         card.write(self.folder / "card.json")
         auroc, low, high = card.metrics["auroc"]
@@ -500,11 +501,6 @@ def provenance(cells: Cells, folder: str) -> tuple[str, str, list[str]]:
             "Told apart: what was labelled ALL and HEM. Any other cell type is misread.",
         ],
     )
-
-
-def _cache() -> Path:
-    """Where verified and packed cells are kept, by content: beside the runs."""
-    return model_zoo.runs_folder() / "cache"
 
 
 def _best_epoch(folder: Path, part: Part, recipe: Recipe) -> int:

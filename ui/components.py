@@ -7,6 +7,7 @@ import csv
 import html
 import io
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import streamlit as st
@@ -24,6 +25,7 @@ from ui.state import Patient
 
 INTENDED_USE = "Research and education — not a medical device."
 PERSONS_DIFFER = "The interval allows for how much persons differ."
+IN_TRAINING = " In training: cells that took part in the network's; what it answers of them says nothing of new patients."
 CAVEATS = "Of the cells supplied; not a marrow differential. Flow cytometry decides."
 
 
@@ -177,6 +179,21 @@ def remarks_on(patient: Patient) -> str:
     return f"{'; '.join(filter(None, parts))}." if any(parts) else ""
 
 
+def trained_by(patient: Patient, card: Card) -> str:
+    """As "All 48 cells took part in this network's training, …", and what came of them where they were held out; "" where none
+    did, and while cells of the patient are still to be read."""
+    trained = [c for c in patient.cells if c.trained]
+    if not trained or patient.waiting:
+        return ""
+    n, of = len(trained), in_number(len(patient.cells), "cell")
+    which = f"All {of}" if n == len(patient.cells) > 1 else f"{n} of {of}"
+    said = f"**{which} took part in this network's training**, so this says nothing of new patients."
+    # each was called at the operating point of its fold
+    unseen = [replace(c, p_all=float(c.held_out[1])) for c in trained if c.held_out]
+    found = summarize(Patient(cells=unseen), card)
+    return f"{said} Held out of it, {found.called} of {found.n} were called ALL: {found.verdict}." if found else said
+
+
 def patient_card(name: str, patient: Patient, card: Card) -> None:
     """Sentence, number with interval, then the plot."""
     summary = summarize(patient, card)
@@ -186,6 +203,8 @@ def patient_card(name: str, patient: Patient, card: Card) -> None:
             told = answer(patient, summary)
             st.markdown(f"##### Patient: {plain(name)}")
             st.markdown(f"**{told[0].upper()}{told[1:]}**")
+            if trained := trained_by(patient, card):
+                st.markdown(trained)
             if summary:
                 st.markdown(
                     f"**{summary.fraction:.0%}** of {summary.n} cells called ALL ({_interval(summary.low, summary.high)}, "
@@ -236,6 +255,7 @@ def patient_table(patients: dict[str, Patient], card: Card) -> None:
                 "95% interval": _interval(summary.low, summary.high) if summary else "",
                 "corrected": _corrected(summary) if summary else "",
                 "with a note": sum(bool(c.note) for c in patient.cells),
+                "in training": sum(c.trained for c in patient.cells),
                 "files refused": patient.refused,
                 "why": "" if patient.waiting or not summary else summary.reason,
             }
@@ -253,7 +273,7 @@ def patient_table(patients: dict[str, Patient], card: Card) -> None:
     )
     st.caption(
         "Corrected: the share of cells that are ALL if the patient's are misread like those of persons outside the network's "
-        f"training, with its 95% interval. {PERSONS_DIFFER} {CAVEATS}"
+        f"training, with its 95% interval. {PERSONS_DIFFER} {CAVEATS}" + IN_TRAINING * any(row["in training"] for row in rows)
     )
 
 
@@ -292,7 +312,7 @@ def cell_table(results: list[CellResult], card: Card) -> None:
     import pandas as pd  # here: it takes a third of a second that the first screen need not wait for
 
     table = pd.DataFrame(
-        [(inert(r.file), inert(r.patient), r.p_all, r.call, inert(r.note)) for r in results],
+        [(inert(r.file), inert(r.patient), r.p_all, r.call, inert(r.told)) for r in results],
         columns=["file", "patient", "P(ALL)", "call", "note"],
     )
     if len(table) <= 2000:  # a column of texts would not sort by number; styling takes a second for 15,000 rows

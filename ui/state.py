@@ -6,7 +6,6 @@ import atexit
 import base64
 import contextlib
 import functools
-import hashlib
 import io
 import itertools
 import os
@@ -45,13 +44,12 @@ _PREFIX = "blastoscope-case-"  # of the folders below that hold windows
 class Kept:
     """What stays of a scored cell: a small picture in memory (a data URL), the window at native scale on disk.
 
-    `number` counts the cells in order of arrival; `digest` is the window's SHA-256: the same picture in another format has it.
+    `number` counts the cells in order of arrival.
     """
 
     number: int
     thumb: str
     file: Path
-    digest: bytes
 
     def window(self) -> np.ndarray:
         """uint8 (450, 450, 3), the cell centred at native scale."""
@@ -109,7 +107,7 @@ class Case:
     results: list[CellResult] = field(default_factory=list)
     queue: deque[tuple[str, Source, str]] = field(default_factory=deque)  # with the patient before and the upload behind
     rescoring: deque[CellResult] = field(default_factory=deque)
-    counted: dict[bytes, str] = field(default_factory=dict)  # digest of each kept cell -> its file
+    counted: dict[str, str] = field(default_factory=dict)  # hash of each kept cell -> its file
     batches: dict[str, int] = field(default_factory=dict)  # upload -> which it was of those that came while none was read
     held: list = field(default_factory=list)  # uploads that may still hold bytes
     folder: tempfile.TemporaryDirectory = field(
@@ -179,7 +177,7 @@ class Case:
             self.queue = deque(entry for entry in self.queue if entry[-1] not in uploads)
             for result in (*self.results, *self.rescoring):
                 if result.upload in uploads and result.kept:
-                    del self.counted[result.kept.digest]
+                    del self.counted[result.hash]
                     result.kept.file.unlink(missing_ok=True)
             self.results = [
                 replace(r, note=f"{r.note} That one was taken out: add this one again.") if r.note in gone else r
@@ -232,12 +230,12 @@ class Case:
             elif isinstance(row.kept, OSError):
                 reason = row.kept.strerror or row.kept
                 row = _refuse(row, f"it could not be kept ({reason}). Make room on this machine's disk, and add it again.")
-            elif row.kept.digest in self.counted:
+            elif row.hash in self.counted:
                 row.kept.file.unlink(missing_ok=True)
-                row = _refuse(row, _SAME.format(self.counted[row.kept.digest]))
+                row = _refuse(row, _SAME.format(self.counted[row.hash]))
             else:
                 row = replace(row, kept=replace(row.kept, number=next(self.numbers)))
-                self.counted[row.kept.digest] = row.file
+                self.counted[row.hash] = row.file
             rows.append(row)
         return rows
 
@@ -245,7 +243,7 @@ class Case:
         try:
             p_all, _ = engine.predict(frame_cell(result.kept.window(), engine.card.framing)[None])
         except Exception as error:  # its window is gone, no memory: the others go on
-            self.counted.pop(result.kept.digest, None)
+            self.counted.pop(result.hash, None)
             return _refuse(result, f"it could not be read again ({type(error).__name__}). Add it once more.")
         return result.read_by(engine, float(p_all[0]))
 
@@ -261,8 +259,7 @@ class Case:
 
     def _keep(self, image: np.ndarray, box: tuple) -> Kept | OSError:
         """Several threads do this at once, so that the number of the cell is given later; an error is handed on as it is."""
-        pixels = crop_cell(image, WINDOW, box=box)
-        window = Image.fromarray(pixels)
+        window = Image.fromarray(crop_cell(image, WINDOW, box=box))
         file = Path(self.folder.name) / f"{next(self.windows)}.png"
         try:
             window.save(file, compress_level=1, compress_type=3)  # run lengths: a quarter smaller, as quick
@@ -274,7 +271,7 @@ class Case:
         buffer = io.BytesIO()
         small.save(buffer, "WEBP", quality=85, method=2)
         thumb = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        return Kept(number=-1, thumb=thumb, file=file, digest=hashlib.sha256(pixels).digest())
+        return Kept(number=-1, thumb=thumb, file=file)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,17 @@
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from inference.cells import score_file, score_files
-from inference.engine import WORKERS
+from inference.engine import WORKERS, Engine
 from inference.images import decode_image, frame_cell
 from inference.patients import carries_weight
 from inference.sources import Source, open_files
+from model_zoo import Card, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,25 @@ def test_a_file_without_or_with_an_uncommon_suffix_is_no_matter(name, kind, note
     row = score_file(Source(name=name, read=lambda: data), tiny_engine)
     assert note in row.note and ("the content is" in row.note) == bool(note)
     assert not carries_weight(row.note)
+
+
+def test_a_cell_that_trained_the_network_is_told_under_any_name(files, tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
+    first, second, third, *_ = score_files(sources(files), Engine(load_checkpoint(folder)))
+    assert not first.trained and first.told == first.note
+    (folder / "trained_on.txt").write_text(f"{first.hash}\n{second.hash}\n")
+    (folder / "predictions.csv").write_text(f"cell_hash,p_all,threshold\n{second.hash},0.25,0.2\n")
+    card = Card.read(folder / "card.json")
+    replace(card, training=card.training | {"networks": 2}).write(folder / "card.json")
+    engine = Engine(load_checkpoint(folder))
+    renamed = [("other.png", files[0][1]), ("x/1.png", files[1][1]), files[2]]
+    found = list(score_files(sources(renamed), engine))
+    assert [(row.trained, row.held_out) for row in found] == [(True, None), (True, (0.25, True)), (False, None)]
+    assert [row.p_all for row in found] == [first.p_all, second.p_all, third.p_all]
+    assert found[0].told.endswith("its P(ALL) says nothing of new patients")
+    assert found[1].told.endswith("; held out of training, it read 0.250") and found[2].told == third.note
+    assert not any(carries_weight(row.note) for row in found)  # it is no fault of the picture
+    assert replace(found[0], p_all=None).told == found[0].note  # a refused row has no P(ALL) to speak of
 
 
 def test_an_error_of_any_kind_is_a_row_and_the_rest_goes_on(files, tiny_engine):

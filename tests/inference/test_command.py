@@ -1,10 +1,13 @@
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
 
 from inference.__main__ import main
+from inference.cells import score_files
 from inference.images import decode_image, frame_cell
+from inference.sources import open_paths
 from inference.table import COLUMNS, MADE_BY, app_version
 
 
@@ -43,6 +46,17 @@ def test_scores_every_cell_as_the_engine_does(folder, tmp_path, tiny_checkpoint,
         p_all = tiny_engine.predict(frame_cell(image, tiny_engine.card.framing)[None])[0][0]
         assert float(row["p_all"]) == pytest.approx(float(p_all), abs=1e-6)
         assert row["call"] == ("ALL" if p_all >= tiny_engine.card.threshold else "HEM") and row["note"] == ""
+
+
+def test_what_trained_the_network_is_told(folder, tmp_path, tiny_checkpoint, tiny_engine, capsys):
+    known = shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
+    result = next(iter(score_files(open_paths([folder / "P1" / "0.png"]), tiny_engine)))
+    (known / "trained_on.txt").write_text(result.hash)
+    assert run(known, folder, "-o", tmp_path / "out.csv") == 0
+    notes = {row["file"]: row["note"] for row in rows(tmp_path / "out.csv")}
+    told = "this cell took part in the network's training, so its P(ALL) says nothing of new patients"
+    assert notes == {name: told if name.endswith("0.png") else "" for name in notes} and len(notes) == 6
+    assert "2 of these took part in its training" in capsys.readouterr().err  # P2 holds the same picture
 
 
 def test_rotations_are_averaged_and_the_note_says_that_the_card_was_measured_otherwise(

@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 import unicodedata
 import zlib
@@ -12,7 +13,17 @@ from scipy import ndimage
 
 from inference.errors import ImageError, InputError
 from inference.gate import cell_box, cell_mask, inspect_cell
-from inference.images import LOSSY, clean_name, crop_cell, decode_image, frame_cell, patient_of, rotate_cells, subject_of
+from inference.images import (
+    LOSSY,
+    cell_hash,
+    clean_name,
+    crop_cell,
+    decode_image,
+    frame_cell,
+    patient_of,
+    rotate_cells,
+    subject_of,
+)
 from model_zoo import FrameSpec
 
 LOSSLESS = ("BMP", "PNG", "WEBP", "TIFF")
@@ -240,6 +251,18 @@ def test_frame_does_not_depend_on_the_canvas_or_the_place(draw_cell, seed, axes,
     assert (frame_cell(moved, spec, box=inspect_cell(moved).box) == frame_cell(moved, spec)).all()
 
 
+@given(seed=st.integers(0, 99), axes=axes, data=st.data())
+@few
+def test_a_cell_keeps_its_hash_wherever_it_lies_and_loses_it_with_any_pixel(draw_cell, seed, axes, data):
+    canvas = data.draw(st.tuples(st.integers(250, 700), st.integers(250, 700)))
+    centre = tuple(data.draw(st.integers(n // 2, side - (n - n // 2))) for n, side in zip(axes, canvas, strict=True))
+    usual, moved = draw_cell(seed, axes=axes), draw_cell(seed, axes=axes, canvas=canvas, centre=centre)
+    first, again = (cell_hash(image, box=inspect_cell(image).box) for image in (usual, moved))
+    assert re.fullmatch("[0-9a-f]{16}", first) and first == again
+    moved[centre] ^= 1
+    assert cell_hash(moved, box=inspect_cell(moved).box) != first
+
+
 @given(seed=st.integers(0, 99), axes=axes)
 @few
 def test_a_crop_at_native_scale_moves_pixels_and_changes_none(draw_cell, seed, axes):
@@ -346,6 +369,7 @@ def test_clean_name(name, shown):
 def test_long_name_keeps_its_two_ends():
     shown = clean_name("folder" + "x" * 500 + "cell 17.bmp")
     assert len(shown) == 79 and shown.startswith("folder") and shown.endswith("cell 17.bmp") and "…" in shown
+    assert shown != clean_name("folder" + "x" * 501 + "cell 17.bmp")  # two patients' names that differ within
 
 
 def test_long_folders_stay_apart_and_each_stays_one():

@@ -6,9 +6,11 @@ import functools
 import numpy as np
 import pytest
 
+from inference.cells import score_file
 from inference.engine import Engine
 from inference.gate import MEASURES, inspect_cell
 from inference.images import decode_image, frame_cell
+from inference.sources import Source
 from model_zoo import Card, default_checkpoint, find_checkpoint, list_checkpoints
 from model_zoo._checkpoint import BUNDLED, weights_files
 from training.compare import read_predictions
@@ -58,7 +60,7 @@ def test_folder_is_whole_and_under_its_name(name):
     checkpoint = find_checkpoint(name)
     assert checkpoint.path.name == name == checkpoint.card.name
     weights = {file.name for file in weights_files(checkpoint.weights)}
-    beside = {"card.json", "recipe.toml", "history.csv", "predictions.csv"}
+    beside = {"card.json", "recipe.toml", "history.csv", "predictions.csv", "trained_on.txt"}
     assert {f.name for f in checkpoint.path.iterdir()} == beside | weights
     assert all(file.stat().st_size < 95e6 for file in checkpoint.path.iterdir())  # what a Git host takes
     recipe = read_recipe(checkpoint.path / "recipe.toml")
@@ -77,6 +79,19 @@ def test_runtime_and_keras_give_one_probability(name, real_cells):
     logit_of = keras.Model(model.inputs[0], model.get_layer("logit").output)
     logit = keras.ops.convert_to_numpy(logit_of(cells.astype("float32"), training=False))[:, 0]
     np.testing.assert_allclose(engine.predict(cells)[0], 1 / (1 + np.exp(-logit / engine.card.temperature)), atol=1e-3)
+
+
+@every
+def test_real_cells_are_known_to_have_trained_it_and_drawn_ones_are_not(name, real_cells, draw_cell, encode):
+    def row(file, data):
+        return score_file(Source(name=file, read=lambda: data), loaded(name))
+
+    held_out = dict(zip(predictions(name)["file"], predictions(name)["p_all"], strict=True))
+    for file in real_cells(5):
+        found = row("renamed.webp", file.read_bytes())
+        assert found.trained and found.held_out == (held_out[file.name], held_out[file.name] >= 0.5)
+    assert not row("UID_11_1_1_all.png", encode(draw_cell(), "PNG")).trained
+    assert len(loaded(name).trained_on) == 5980  # of 5,981 cells two are one picture
 
 
 @every

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,27 @@ def test_cards_are_listed_with_and_without_weights(folder, make_card):
         make_card(name=name, metrics={"auroc": [auroc, 0.4, 1.0]}, weights_sha256="").write(folder.parent / name / "card.json")
     assert [card.name for card in list_cards(folder.parent)] == ["measured", "tiny"]
     assert [card.name for card in list_checkpoints(folder.parent)] == ["tiny"]
+
+
+def test_a_checkpoint_knows_the_cells_that_trained_it_and_what_they_read_when_held_out(folder):
+    assert load_checkpoint(folder).trained_on == {}
+    (folder / "trained_on.txt").write_text("aa\nbb\n")
+    assert load_checkpoint(folder).trained_on == {"aa": None, "bb": None}
+    table = "cell_hash,p_all,threshold\nbb,0.25,0.2\ncc,0.5,0.2\n"
+    (folder / "predictions.csv").write_text(table)
+    assert load_checkpoint(folder).trained_on == {"aa": None, "bb": None}  # of one network alone: it did not hold bb out
+    card = Card.read(folder / "card.json")
+    several = replace(card, training=card.training | {"networks": 6})
+    replace(several, split=card.split | {"protocol": "image-level"}).write(folder / "card.json")
+    assert load_checkpoint(folder).trained_on == {"aa": None, "bb": None}  # copies may lie on both sides
+    several.write(folder / "card.json")
+    assert load_checkpoint(folder).trained_on == {"aa": None, "bb": (0.25, True)}
+    (folder / "predictions.csv").write_text("file,p_all,threshold\n1.bmp,0.5,0.5\n")  # of before there were hashes
+    assert load_checkpoint(folder).trained_on == {"aa": None, "bb": None}
+    for damaged in ("cell_hash,p_all,threshold\nbb,?,0.5\n", "cell_hash,p_all\nbb,0.5\n"):
+        (folder / "predictions.csv").write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"trained_on\.txt or predictions\.csv is damaged"):
+            load_checkpoint(folder).trained_on  # noqa: B018
 
 
 def test_cards_of_before_still_load(folder):

@@ -17,7 +17,9 @@ from streamlit.testing.v1 import AppTest
 
 from inference.cells import CellResult
 from inference.images import LOSSY
+from inference.patients import summarize_patient
 from inference.sources import open_files
+from model_zoo import default_checkpoint, find_checkpoint
 from ui import components, resources, state
 
 APP = str(Path(__file__).parents[2] / "app.py")
@@ -81,13 +83,28 @@ def test_case_shows_a_patient_card_a_table_and_refusals(app, cells):
     assert "not a marrow differential" in words(app)
 
 
+def test_cells_that_trained_the_network_are_told_with_what_they_read_when_held_out(app, cells, draw_cell, encode):
+    """Whatever they are called: of the patient's 23 cells one is new to it."""
+    drawn = ("new/cell.png", encode(draw_cell(canvas=(250, 250)), "PNG"), "image/png")
+    upload(app, [*((f"new/{i}.webp", data, mime) for i, (_, data, mime) in enumerate(cells[:22])), drawn])
+    folder = find_checkpoint(default_checkpoint()).path  # its folds have one operating point
+    unseen, names = resources.held_out(folder), [name for name, *_ in cells[:22]]
+    found = summarize_patient(unseen["p_all"][[list(unseen["file"]).index(name) for name in names]], resources.cards()[0])
+    told = "**22 of 23 cells took part in this network's training**, so this says nothing of new patients. Held out of it, "
+    assert f"{told}{found.called} of 22 were called ALL: {found.verdict}." in words(app)
+    notes = app.dataframe[0].value["note"]
+    assert notes.str.contains("this cell took part in the network's training").sum() == 22
+    app.switch_page("pages/explain.py").run()
+    assert ("**Not new to it:** this cell took part in" in words(app)) == ("cell.png" not in words(app))
+
+
 def test_many_patients_stand_in_a_table(app, cells):
     upload(app, [(f"{'ABCDE'[i // 2]}/{i}.webp", data, mime) for i, (_, data, mime) in enumerate(cells[:10])])
     patients = app.dataframe[0].value
     assert list(patients["patient"]) == list("ABCDE")
-    assert list(patients["cells"]) == [2] * 5
+    assert list(patients["cells"]) == list(patients["in training"]) == [2] * 5
     assert set(patients["answer"]) == {"indeterminate"}
-    assert patients["why"].str.len().min() > 20
+    assert patients["why"].str.len().min() > 20 and "In training: cells that" in words(app)
     for caveat in ("not a marrow differential. Flow cytometry decides", "allows for how much persons differ"):
         assert caveat in words(app)
     next(s for s in app.selectbox if s.label == "Patient").set_value("D").run()
@@ -275,6 +292,16 @@ def test_a_patients_cells_at_another_magnification_are_said_on_the_card(make_car
     row = {"file": "a.png", "patient": "A", "p_all": 0.01, "call": "HEM", "note": "", "measures": (115, 0.67, 0.283, 0.252)}
     summary = components.summarize(state.Patient(cells=[CellResult(**row)] * 40), make_card(data={"usual": usual}))
     assert summary.verdict == "indeterminate" and "unusually small (median diameter 115 px)" in summary.reason
+
+
+def test_cells_held_out_are_counted_as_they_were_called_then_and_once_all_are_read(make_card):
+    """A fold's operating point is not the served network's: .4 was called ALL."""
+    cell = CellResult(file="1", patient="P", p_all=0.1, call="HEM", note="", trained=True, measures=(150.0, 0.3, 0.3, 0.3))
+    cells = [replace(cell, held_out=(0.4, i < 20)) for i in range(25)]
+    told = components.trained_by(state.Patient(cells=cells), make_card())
+    assert "**All 25 cells took part" in told and "20 of 25 were called ALL: consistent with ALL." in told
+    assert components.trained_by(state.Patient(cells=cells, waiting=3), make_card()) == ""
+    assert components.trained_by(state.Patient(cells=[replace(cells[0], trained=False)]), make_card()) == ""
 
 
 def test_there_is_no_answer_before_all_of_a_patients_cells_are_read(make_card):

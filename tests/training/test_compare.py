@@ -10,6 +10,7 @@ from inference.gate import MEASURES
 from model_zoo import Card, load_checkpoint
 from training.__main__ import main
 from training.compare import compare, evaluate, read_predictions, shared_cells
+from training.data import index_cells, verify_cells
 from training.errors import DataError, RunError
 
 
@@ -77,6 +78,36 @@ def test_nobody_is_left_out_by_name_where_the_subjects_are_said_to_be_other_peop
     assert said.startswith("said to be other people than those that trained it, though they have their ids: 20, 21")
 
 
+def test_subjects_whose_pictures_trained_it_are_left_out_whatever_they_are_called(shelf, data, tmp_path):
+    """Also where they are said to be other people: the very pictures cannot be theirs."""
+    cells, _ = verify_cells(index_cells(data), cache=tmp_path)
+    hashes = {file.name: found for file, found in zip(cells.files, cells.hashes, strict=True)}
+    folder = shelf("net", ["X1"])
+    (folder / "trained_on.txt").write_text(f"{hashes['UID_22_1_1_all.png']}\n")
+    for other_people in (False, True):
+        said = evaluate(folder, data, out=tmp_path / "out.csv", other_people=other_people)
+        assert "left out: 2 cells of subjects whose pictures took part in its training: 22" in said
+        with (tmp_path / "out.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 38 and "22" not in {row["subject"] for row in rows}
+    (folder / "trained_on.txt").write_text("\n".join(hashes.values()))
+    with pytest.raises(DataError, match=r"Pictures of every subject of .* took part"):
+        evaluate(folder, data)
+
+
+def test_two_ids_of_one_picture_are_one_group_and_said(shelf, data, tmp_path):
+    """Intervals are those of the persons there are: of subjects copied under second ids, as of the subjects."""
+    for file in data.glob("*/UID_*_1_[12]_*.png"):
+        for folder in (tmp_path / "once", tmp_path / "twice"):
+            (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder / file.parent.name)
+        shutil.copy(file, tmp_path / "twice" / file.parent.name / file.name.replace("UID_", "UID_7").replace("7H", "H7"))
+    once, twice = (evaluate(shelf(f"net {name}", ["X1"]), tmp_path / name) for name in ("once", "twice"))
+    assert "share" in twice and "they are one group" in twice
+    auroc = [next(line for line in said.splitlines() if line.startswith("  auroc")) for said in (once, twice)]
+    assert auroc[0] == auroc[1]
+
+
 def test_of_one_class_alone_only_that_is_measured(shelf, data):
     said = evaluate(shelf("net", [str(i) for i in range(20, 30)] + ["99"]), data)  # the ALL subjects
     assert "on 0 ALL cells of 0, 20 HEM cells of 10 subjects" in said and "cells of one class alone" in said
@@ -116,14 +147,16 @@ def test_compare_measures_the_difference_on_shared_cells(shelf):
 
 
 def test_a_difference_is_of_groups_drawn_again(shelf):
-    """With H1 and H2 one group, and one ALL subject, every draw takes the same cells."""
-    files = ["UID_1_1_1_all.bmp", "UID_H1_1_1_hem.bmp", "UID_H2_1_1_hem.bmp"]
-    a = shelf("a", files=files, p_all=[0.6, 0.7, 0.1], y_true=[1, 0, 0])
-    b = shelf("b", files=files, p_all=[0.9, 0.1, 0.2], y_true=[1, 0, 0])
+    """With H1 and H2 one group, H3 and H4 another like it, and ALL subjects alike, every draw measures the same."""
+    files = [f"UID_{s}_1_1_{'hem' if 'H' in s else 'all'}.bmp" for s in ("1", "2", "H1", "H2", "H3", "H4")]
+    y_true = [1, 1, 0, 0, 0, 0]
+    a = shelf("a", files=files, p_all=[0.6, 0.6, 0.7, 0.1, 0.7, 0.1], y_true=y_true)
+    b = shelf("b", files=files, p_all=[0.9, 0.9, 0.1, 0.2, 0.1, 0.2], y_true=y_true)
     apart = compare([a, b])
     table = (a / "predictions.csv").read_text().splitlines()
     columns = [row.split(",") for row in table]
-    grouped = [[row[0], row[1], group, *row[2:]] for row, group in zip(columns, ("group", "1", "H1+H2", "H1+H2"), strict=True)]
+    groups = ("group", "1", "2", "H1+H2", "H1+H2", "H3+H4", "H3+H4")
+    grouped = [[row[0], row[1], group, *row[2:]] for row, group in zip(columns, groups, strict=True)]
     (a / "predictions.csv").write_text("\n".join(map(",".join, grouped)) + "\n")
     assert "auroc                +0.500 (+0.000 to +1.000)" in apart
     assert "auroc                +0.500 (+0.500 to +0.500)" in compare([a, b])

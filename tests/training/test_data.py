@@ -674,6 +674,15 @@ def test_moved_folder_is_the_same_data(tmp_path, picture):
     assert index_cells(root.rename(tmp_path / "elsewhere")).fingerprint == before
 
 
+def test_a_data_folder_may_have_any_name_also_where_its_images_lie_in_itself(tmp_path, picture):
+    """Also one that is called ALL: it labels nothing."""
+    lay(tmp_path / "lab", picture, "1.png", "2.png", "3.png")
+    (tmp_path / "lab" / "subjects.csv").write_text("file,subject,label\n1.png,A,all\n2.png,B,hem\n")
+    before = index_cells(tmp_path / "lab").fingerprint
+    after = index_cells((tmp_path / "lab").rename(tmp_path / "ALL"))
+    assert before == after.fingerprint and after.y_true.tolist() == [1, 0] and len(after.unlabelled) == 1
+
+
 def test_full_disk_leaves_nothing_half_written(tmp_path, picture):
     """A limit on the size of files stands for the disk: writing fails in the midst of the array."""
     import resource

@@ -14,6 +14,7 @@ from inference.sources import open_paths
 from model_zoo import Card, CheckpointError, FrameSpec, list_checkpoints, load_checkpoint
 from training.__main__ import main
 from training.compare import read_predictions
+from training.ensemble import join
 from training.errors import RunError
 from training.jobs import delete_run
 from training.metrics import auroc
@@ -63,6 +64,20 @@ def joined(shelf):
     folders = [str(shelf / name) for name in ("one", "two")]
     assert main(["ensemble", *folders, "--out", str(shelf / "both"), "--title", "Both"]) == 0
     return load_checkpoint(shelf / "both")
+
+
+def test_an_ensemble_was_trained_on_what_any_member_was(shelf):
+    (shelf / "one" / "trained_on.txt").write_text("aa\nbb\n")
+    (shelf / "two" / "trained_on.txt").write_text("bb\ncc\n")
+    table = shelf / "one" / "predictions.csv"
+    head, first, *rest = table.read_text().splitlines()
+    lines = [f"cell_hash,{head}", f"aa,{first}", *(f"{i:x},{row}" for i, row in enumerate(rest, 4096))]
+    table.write_text("\n".join(lines))
+    join([shelf / "one", shelf / "two"], shelf / "both", title="Both")
+    trained = load_checkpoint(shelf / "both").trained_on
+    assert trained.keys() == {"aa", "bb", "cc"} and trained["bb"] is trained["cc"] is None
+    both = read_predictions(shelf / "both")
+    assert trained["aa"] == (both["p_all"][0], both["p_all"][0] >= both["threshold"][0])
 
 
 def test_it_reads_the_mean_of_its_members_logits(shelf, draw_cell):

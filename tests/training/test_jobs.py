@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -399,6 +400,51 @@ def test_the_default_reads_a_runs_held_out_cells_of_subjects_new_to_it(first, dr
     assert found.figures["accuracy"][0] == pytest.approx(np.mean(right))
     right = [(float(row["p_all"]) >= float(row["threshold"])) == (row["y_true"] == "1") for row in held]
     assert found.figures["accuracy"][1] == pytest.approx(np.mean(right))
+
+
+def test_the_default_is_not_compared_on_pictures_that_trained_it(first, runs, drawn_cells, tmp_path):
+    """The second run holds every cell out, under other names: of these the default, the first one, trained on two folds."""
+    shutil.copytree(first, runs / "second")
+    promotion.promote("first")
+    held = read_predictions(first)["file"]
+    rows = ["file,subject,y_true,logit,p_all,threshold,fold"]
+    for file in sorted(drawn_cells.rglob("*.png")):
+        name = file.name.replace("UID_", "UID_7").replace("UID_7H", "UID_H7")
+        (tmp_path / "lab" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "lab" / file.parent.name / name)
+        rows.append(f"{name},{name.split('_')[1]},{int('_all' in name)},0,0.5,0.5,fold_0")
+    (runs / "second" / "predictions.csv").write_text("\n".join(rows))
+    state = json.loads((runs / "second" / "run.json").read_text())
+    (runs / "second" / "run.json").write_text(json.dumps(state | {"data": str(tmp_path / "lab")}))
+    promotion.read_with_default("second")
+    trained = find_checkpoint(default_checkpoint()).trained_on
+    found = read_predictions(promotion._read_by(find_checkpoint(default_checkpoint()).card, runs / "second"))
+    assert not trained.keys() & set(found["cell_hash"]) and set(read_predictions(first)["cell_hash"]) <= set(found["cell_hash"])
+    assert len(held) <= len(found["file"]) < 40 and promotion.compare_with_default("second").cells == len(found["file"])
+
+
+def test_the_default_reads_what_the_run_calls_so_whatever_lies_beside_it(first, drawn_cells, tmp_path):
+    """Cells of one name in several folders are called by these, as far as they can be read: by the run, and so here."""
+    rows, kept = ["file,subject,cell_hash,y_true,logit,p_all,threshold,fold"], {}
+    for file in sorted(drawn_cells.rglob("*.png")):
+        _, subject, _, cell, label = file.stem.split("_")
+        day = 1 if int(subject[-1]) < 5 else 2
+        place = Path(f"day{day}/{label}/LAB-{subject}/slide{cell}/001.png")
+        (tmp_path / "lab" / place).parent.mkdir(parents=True)
+        shutil.copy(file, tmp_path / "lab" / place)
+        if day == 1:
+            kept[place.as_posix()] = f"LAB-{subject}", label
+    for place in [place for place in kept if "3/slide2" in place]:  # then the other one of this subject has a name of its own
+        (tmp_path / "lab" / place).write_bytes(b"damaged")
+        kept.pop(place)
+        subject, label = kept.pop(place.replace("slide2", "slide1"))
+        rows.append(f"001.png,{subject},,{int(label == 'all')},0,0.5,0.5,fold_0")
+    rows += [f"{place},{subject},,{int(label == 'all')},0,0.5,0.5,fold_0" for place, (subject, label) in kept.items()]
+    (first / "predictions.csv").write_text("\n".join(rows))
+    state = json.loads((first / "run.json").read_text())
+    (first / "run.json").write_text(json.dumps(state | {"data": str(tmp_path / "lab")}))
+    promotion.read_with_default("first")
+    assert promotion.compare_with_default("first").cells == len(rows) - 1 == 18
 
 
 def test_what_is_gone_or_of_one_class_is_not_compared(first, drawn_cells, tmp_path):

@@ -124,10 +124,22 @@ def test_subjects_of_a_group_are_drawn_as_one(subjects_cells):
 
 def test_few_groups_give_wider_percentiles():
     assert _ends(10**6) == pytest.approx([2.5, 97.5], abs=1e-3)
-    lows = [_ends(n)[0] for n in (1, 2, 4, 14, 50)]
-    assert lows[0] == 0 and lows == sorted(lows)
+    lows = [_ends(n)[0] for n in (1.02, 2, 4, 14, 50)]
+    assert lows[0] == pytest.approx(0, abs=1e-3) and lows == sorted(lows)
     # by hand: Student's t .975 with 13 degrees is 2.1604; the normal share below -2.1604 * sqrt(14 / 13) is .01249
     assert _ends(14) == pytest.approx([1.249, 98.751], abs=2e-3)
+
+
+def test_of_one_person_of_a_class_nothing_is_known_of_how_persons_differ(subjects_cells):
+    """All that a figure may be, instead of an interval of no width."""
+    y_true, p_all, subjects = subjects_cells
+    groups = np.where(y_true == 0, "H", subjects)  # all HEM subjects share pictures
+    found = bootstrap_metrics(y_true, p_all, subjects, groups, 0.5, draws=50)
+    apart = bootstrap_metrics(y_true, p_all, subjects, subjects, 0.5, draws=50)
+    assert found == {name: [value, 0, 1] for name, (value, *_) in apart.items()}
+    for value, *interval in paired_difference(y_true, p_all, p_all**2, groups, draws=50).values():
+        assert interval == [-1, 1] and -1 < value < 1
+    assert {(row["low"], row["high"]) for row in reliability(y_true, p_all, groups, draws=50)} == {(0, 1)}
 
 
 def test_intervals_of_few_subjects_hold_the_truth_nearly_as_often_as_they_say():

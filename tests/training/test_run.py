@@ -145,6 +145,18 @@ def test_every_fold_gives_out_of_fold_predictions_and_a_refit_is_served(data, wr
     y_true, p_all, threshold = (np.array([float(row[c]) for row in predictions]) for c in ("y_true", "p_all", "threshold"))
     accuracy = ((p_all >= threshold) == (y_true == 1)).mean()
     assert card.metrics["accuracy"][0] == pytest.approx(accuracy, abs=1e-4)
+    held_out = {row["cell_hash"]: (p, p >= t) for row, p, t in zip(predictions, p_all, threshold, strict=True)}
+    assert load_checkpoint(tmp_path / "runs" / "r").trained_on == held_out and len(held_out) == 40
+
+
+def test_a_run_keeps_which_cells_trained_its_network(run, data, tmp_path):
+    """Of one fold those that trained it or chose its epoch; what it held out is not among them, and has its hash, too."""
+    folder, cells = run[0], verify_cells(index_cells(data), cache=tmp_path)[0]
+    (part,) = divide(cells, read_recipe(folder / "recipe.toml"))
+    trained = load_checkpoint(folder).trained_on
+    chose = np.concatenate([part.training, part.validation])
+    assert trained.keys() == set(cells.hashes[chose]) and set(trained.values()) == {None} and len(part.validation)
+    assert [row["cell_hash"] for row in table(folder, "predictions.csv")] == cells.hashes[part.test].tolist()
 
 
 def test_a_card_claims_c_nmc_only_of_its_own_cells(run, data, write_recipe_file, tmp_path):
