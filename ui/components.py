@@ -25,7 +25,7 @@ from ui.state import Patient
 
 INTENDED_USE = "Research and education — not a medical device."
 PERSONS_DIFFER = "The interval allows for how much persons differ."
-IN_TRAINING = " In training: cells that took part in the network's; what it answers of them says nothing of new patients."
+IN_TRAINING = " In training: cells that took part in the network's training; its answer on them says nothing of new patients."
 CAVEATS = "Of the cells supplied; not a marrow differential. Flow cytometry decides."
 
 
@@ -319,7 +319,7 @@ def cell_table(results: list[CellResult], card: Card) -> None:
         table = table.style.format({"P(ALL)": lambda p: probability(p, card.threshold, digits=3)})
         column = None
     else:
-        column = {"P(ALL)": st.column_config.NumberColumn(format="%.3f")}
+        column = {"P(ALL)": st.column_config.NumberColumn(format="%.5f")}  # so that hardly any reads as certain
     st.dataframe(table, hide_index=True, height=420, column_config=column)
 
 
