@@ -65,7 +65,7 @@ class CellResult:
         """A sentence where this cell took part in the network's training; else empty."""
         if not self.trained or self.p_all is None:
             return ""
-        unseen = f"; held out of training, it read {probability(self.held_out[0], digits=3)}" if self.held_out else ""
+        unseen = f"; when held out, it read {probability(self.held_out[0], digits=3)}" if self.held_out else ""
         return f"this cell took part in the network's training, so its P(ALL) says nothing of new patients{unseen}"
 
 

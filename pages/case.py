@@ -83,7 +83,7 @@ pictures, table = st.tabs(["Gallery", "Table"])
 with pictures:
     opened = gallery(cells[:TILES], card.threshold, key="gallery")
     rest = f"; the first {TILES} are shown here, the table and the CSV hold all" if len(cells) > TILES else ""
-    st.caption(f"{len(cells)} cells{rest}. Click a cell to see where the network looked.")
+    st.caption(f"{components.in_number(len(cells), 'cell')}{rest}. Click a cell to see where the network looked.")
 with table:
     components.cell_table(cells, card)
 

@@ -201,7 +201,7 @@ def split_official(cells: Cells) -> np.ndarray:
     if cells.preliminary is None or not cells.preliminary.any():
         raise DataError(
             "The official split needs the preliminary test set: C-NMC_test_prelim_phase_data and, beside it, "
-            'C-NMC_test_prelim_phase_data_labels.csv. Add both to the data folder, or choose protocol = "by_subject".'
+            "C-NMC_test_prelim_phase_data_labels.csv. Add both to the data folder, or train a recipe by subject."
         )
     shared = np.isin(cells.groups, cells.groups[cells.preliminary])
     sides = np.where(cells.preliminary, TEST, np.where(shared, LEFT_OUT, TRAINING))

@@ -25,7 +25,10 @@ from ui.state import Patient
 
 INTENDED_USE = "Research and education — not a medical device."
 PERSONS_DIFFER = "The interval allows for how much persons differ."
-IN_TRAINING = " In training: cells that took part in the network's training; its answer on them says nothing of new patients."
+IN_TRAINING = (
+    " In training: cells that took part in the network's training; its answer on them says nothing of new patients. Held out: "
+    "how they were called when the person was held out of it."
+)
 CAVEATS = "Of the cells supplied; not a marrow differential. Flow cytometry decides."
 
 
@@ -179,19 +182,28 @@ def remarks_on(patient: Patient) -> str:
     return f"{'; '.join(filter(None, parts))}." if any(parts) else ""
 
 
+def held_out(patient: Patient, card: Card) -> str:
+    """As "5 of 30 called ALL: indeterminate", of the cells that were held out of training once; "" where none was. Of a patient
+    of whom other cells are new, without an answer: one from the rest would say nothing of the patient."""
+    # each was called at the operating point of its fold
+    unseen = [replace(c, p_all=float(c.held_out[1])) for c in patient.cells if c.held_out]
+    found = summarize(Patient(cells=unseen), card)
+    verdict = f": {found.verdict}" if found and found.n == len(patient.cells) else ""
+    return f"{found.called} of {found.n} called ALL{verdict}" if found else ""
+
+
 def trained_by(patient: Patient, card: Card) -> str:
     """As "All 48 cells took part in this network's training, …", and what came of them where they were held out; "" where none
     did, and while cells of the patient are still to be read."""
-    trained = [c for c in patient.cells if c.trained]
-    if not trained or patient.waiting:
+    n, of = sum(c.trained for c in patient.cells), len(patient.cells)
+    if not n or patient.waiting:
         return ""
-    n, of = len(trained), in_number(len(patient.cells), "cell")
-    which = f"All {of}" if n == len(patient.cells) > 1 else f"{n} of {of}"
-    said = f"**{which} took part in this network's training**, so this says nothing of new patients."
-    # each was called at the operating point of its fold
-    unseen = [replace(c, p_all=float(c.held_out[1])) for c in trained if c.held_out]
-    found = summarize(Patient(cells=unseen), card)
-    return f"{said} Held out of it, {found.called} of {found.n} were called ALL: {found.verdict}." if found else said
+    which = f"{n} of {of:,} cells" if n < of else "The cell" if n == 1 else f"All {of:,} cells"
+    told = "so this says nothing of new patients" if n == of else "so this says less of new patients"
+    labels = " (their labels alone)" if card.split.get("seen_unlabelled") else ""
+    found = held_out(patient, card)
+    unseen = f" Held out of it{labels}: {found}." if found else ""
+    return f"**{which} took part in this network's training**, {told}.{unseen}"
 
 
 def patient_card(name: str, patient: Patient, card: Card) -> None:
@@ -256,13 +268,16 @@ def patient_table(patients: dict[str, Patient], card: Card) -> None:
                 "corrected": _corrected(summary) if summary else "",
                 "with a note": sum(bool(c.note) for c in patient.cells),
                 "in training": sum(c.trained for c in patient.cells),
+                "held out": held_out(patient, card),
                 "files refused": patient.refused,
                 "why": "" if patient.waiting or not summary else summary.reason,
             }
         )
+    trained = any(row["in training"] for row in rows)
     st.dataframe(
         rows,
         hide_index=True,
+        column_order=[name for name in rows[0] if trained or name not in ("in training", "held out")],
         column_config={
             "called ALL": st.column_config.ProgressColumn(format="%.0f%%", min_value=0, max_value=100),
             "patient": st.column_config.TextColumn(width="medium", pinned=True),
@@ -312,15 +327,24 @@ def cell_table(results: list[CellResult], card: Card) -> None:
     import pandas as pd  # here: it takes a third of a second that the first screen need not wait for
 
     table = pd.DataFrame(
-        [(inert(r.file), inert(r.patient), r.p_all, r.call, inert(r.told)) for r in results],
-        columns=["file", "patient", "P(ALL)", "call", "note"],
+        [(inert(r.file), inert(r.patient), r.p_all, r.call, inert(r.note), _training(r)) for r in results],
+        columns=["file", "patient", "P(ALL)", "call", "note", "in training"],
     )
+    if not any(r.trained for r in results):
+        del table["in training"]
     if len(table) <= 2000:  # a column of texts would not sort by number; styling takes a second for 15,000 rows
         table = table.style.format({"P(ALL)": lambda p: probability(p, card.threshold, digits=3)})
         column = None
     else:
         column = {"P(ALL)": st.column_config.NumberColumn(format="%.5f")}  # so that hardly any reads as certain
     st.dataframe(table, hide_index=True, height=420, column_config=column)
+
+
+def _training(result: CellResult) -> str:
+    """As "yes; held out 0.714"; "" of a cell that took no part in it."""
+    if not result.trained:
+        return ""
+    return f"yes; held out {probability(result.held_out[0], digits=3)}" if result.held_out else "yes"
 
 
 def to_csv(results: list[CellResult], engine: Engine) -> bytes:
@@ -433,10 +457,11 @@ def card_details(card: Card) -> None:
     """Everything else on the card, as text."""
     point, training = card.operating_points["default"], card.training
     validated = training.get("validation_auroc")
+    each = " (in turn)" if len(card.split.get("test_folds", ())) > 1 else ""
     facts = {
         "Data": card.data["source"],
         "Subjects and cells": "; ".join(
-            f"{part}: {n['all_cells']} ALL of {n['all_subjects']}, {n['hem_cells']} HEM of {n['hem_subjects']}"
+            f"{part}{each}: {n['all_cells']:,} ALL of {n['all_subjects']}, {n['hem_cells']:,} HEM of {n['hem_subjects']}"
             for part, n in card.data.items()
             if part in ("training", "validation", "test") and n["all_cells"] + n["hem_cells"]
         ),
@@ -447,7 +472,7 @@ def card_details(card: Card) -> None:
         "Temperature": card.temperature,
         "Rotations": card.rotations,
         "Members": ", ".join(card.members),
-        "Training": f"epoch {training['best_epoch']} of {training['epochs']} kept"
+        "Training": (f"epoch {training['best_epoch']} of {training['epochs']} kept" if training["epochs"] else "no epochs")
         + (f"; AUROC on the validation cells {validated}" if validated else ""),
         "Teacher": training.get("teacher", ""),
         "Weights": f"SHA-256 {card.weights_sha256}" if card.weights_sha256 else "not bundled",

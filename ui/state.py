@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,7 +162,8 @@ class Case:
             batch = max(self.batches.values(), default=0) + (not self.queue)  # while one is read, more of it may arrive
             for upload in fresh:
                 self.batches[upload.file_id] = batch
-                self._enqueue(open_files([(upload.name, _reader(upload))]), upload.file_id)
+                name = upload.name.replace("%22", '"')  # as browsers write a quotation mark
+                self._enqueue(open_files([(name, _reader(upload))]), upload.file_id)
 
     @property
     def joined(self) -> list[str]:
@@ -171,20 +172,22 @@ class Case:
         return [name for name, p in patients if len({self.batches.get(cell.upload) for cell in p.cells}) > 1]
 
     def take_out(self, uploads: set[str]) -> None:
-        """Forget what came in these uploads, read or not. A copy of what goes, refused as such, is asked for again."""
+        """Forget what came in these uploads, read or not. A cell of which another upload brought a copy, refused as such, stays
+        as that one's."""
         with self.lock:
-            gone = {_SAME.format(r.file) for r in (*self.results, *self.rescoring) if r.upload in uploads and r.kept}
             self.queue = deque(entry for entry in self.queue if entry[-1] not in uploads)
-            for result in (*self.results, *self.rescoring):
-                if result.upload in uploads and result.kept:
-                    del self.counted[result.hash]
-                    result.kept.file.unlink(missing_ok=True)
-            self.results = [
-                replace(r, note=f"{r.note} That one was taken out: add this one again.") if r.note in gone else r
-                for r in self.results
-                if r.upload not in uploads
-            ]
-            self.rescoring = deque(r for r in self.rescoring if r.upload not in uploads)
+            copies = {r.hash: r for r in reversed(self.refused) if r.hash and r.upload not in uploads}
+            heirs = {}
+            for row in (*self.results, *self.rescoring):
+                if row.upload in uploads and row.kept:
+                    if row.hash in copies:
+                        heirs[row.hash] = copies[row.hash]
+                        self.counted[row.hash] = copies[row.hash].file
+                    else:
+                        del self.counted[row.hash]
+                        row.kept.file.unlink(missing_ok=True)
+            self.results = list(_without(uploads, heirs, self.results))
+            self.rescoring = deque(_without(uploads, heirs, self.rescoring))
 
     def add_demo(self) -> None:
         cells = [pair for patient in resources.demo().values() for pair in patient]
@@ -288,6 +291,17 @@ def _next(waiting: deque, n: int):
 
 def _arrival(result: CellResult) -> int:
     return result.kept.number
+
+
+def _without(uploads: set[str], heirs: dict[str, CellResult], rows: Iterable[CellResult]) -> Iterator[CellResult]:
+    """The rows without those of the uploads; a cell that has an heir takes its place, and other copies are copies of it."""
+    for row in rows:
+        heir = heirs.get(row.hash)
+        if row.upload in uploads:
+            if heir and row.kept:
+                yield replace(row, file=heir.file, patient=heir.patient, upload=heir.upload)
+        elif row is not heir:
+            yield replace(row, note=_SAME.format(heir.file)) if heir else row
 
 
 def _refuse(result: CellResult, why: str) -> CellResult:

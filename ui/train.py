@@ -49,14 +49,15 @@ def choose_data() -> tuple[Path, Cells] | None:
     given = st.selectbox(
         "Folder of cells",
         folders,
-        accept_new_options=True,
         key="folder",
-        placeholder="Choose a folder, or type its path",
+        placeholder="None is open to this app",
         help="Folders `all` and `hem`, or names that end in _all and _hem, as in C-NMC. Only folders that whoever runs "
         "this app has opened to it can be read.",
     )
+    # no new option of the box above: that takes off the beginning of a path where it is what it shows already
+    typed = st.text_input("Or the path of another", key="typed folder")
     with components.said():
-        folder = jobs.allowed_folder(given or "")
+        folder = jobs.allowed_folder(typed.strip() or given or "")
         cells = resources.cells(str(folder))
         n = cells.count()
         st.markdown(
@@ -118,7 +119,7 @@ MAIN = (
         field="draws_per_epoch", label="Cells per epoch", low=0, high=1_000_000, step=100, text="0: each training cell once"
     ),
     Setting(field="batch_size", label="Batch (cells)", low=1, high=1024, step=1, text="Is halved where memory is short"),
-    Setting(field="learning_rate", label="Learning rate", low=1e-7, high=1.0, step=1e-5, text="Its peak", form="%.2g"),
+    Setting(field="learning_rate", label="Learning rate", low=1e-7, high=1.0, step=1e-5, text="Its peak", form="%.3g"),
     Setting(field="input_size", label="Input (pixels)", low=32, high=600, step=1, text="Cells are resized to it"),
     Setting(field="patience", label="Patience (epochs)", low=0, high=1000, step=1, text="Without a gain; 0: never stop"),
     Setting(field="folds", label="Folds", low=3, high=20, step=1, text="Parts of the subjects; no effect when split by image"),
@@ -271,7 +272,7 @@ def offer_run(data: tuple[Path, Cells] | None, chosen: tuple[str, Recipe] | None
             state.watch(run.name)
             state.remember("started", asked, run.name)
             st.rerun()
-        if started := state.remembered("started", asked):
+        if (started := state.remembered("started", asked)) in [run.name for run in jobs.list_runs()]:
             st.markdown(f"**Started: {components.plain(started)}.** Watch it below.")
         tried = state.remembered("tried", asked)
         if tried is None and st.button("Try it: time and augmented cells", width="stretch"):

@@ -82,7 +82,7 @@ def test_a_cell_that_trained_the_network_is_told_under_any_name(files, tiny_chec
     assert [(row.trained, row.held_out) for row in found] == [(True, None), (True, (0.25, True)), (False, None)]
     assert [row.p_all for row in found] == [first.p_all, second.p_all, third.p_all]
     assert found[0].told.endswith("its P(ALL) says nothing of new patients")
-    assert found[1].told.endswith("; held out of training, it read 0.250") and found[2].told == third.note
+    assert found[1].told.endswith("; when held out, it read 0.250") and found[2].told == third.note
     assert not any(carries_weight(row.note) for row in found)  # it is no fault of the picture
     assert replace(found[0], p_all=None).told == found[0].note  # a refused row has no P(ALL) to speak of
 

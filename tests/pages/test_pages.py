@@ -90,10 +90,10 @@ def test_cells_that_trained_the_network_are_told_with_what_they_read_when_held_o
     folder = find_checkpoint(default_checkpoint()).path  # its folds have one operating point
     unseen, names = resources.held_out(folder), [name for name, *_ in cells[:22]]
     found = summarize_patient(unseen["p_all"][[list(unseen["file"]).index(name) for name in names]], resources.cards()[0])
-    told = "**22 of 23 cells took part in this network's training**, so this says nothing of new patients. Held out of it, "
-    assert f"{told}{found.called} of 22 were called ALL: {found.verdict}." in words(app)
-    notes = app.dataframe[0].value["note"]
-    assert notes.str.contains("this cell took part in the network's training").sum() == 22
+    told = "**22 of 23 cells took part in this network's training**, so this says less of new patients. Held out of it: "
+    assert f"{told}{found.called} of 22 called ALL." in words(app)
+    table = app.dataframe[0].value
+    assert table["in training"].str.fullmatch(r"yes; held out [<>]?[01]\.\d{3}").sum() == 22 and not table["note"][table["in training"] != ""].any()
     app.switch_page("pages/explain.py").run()
     assert ("**Not new to it:** this cell took part in" in words(app)) == ("cell.png" not in words(app))
 
@@ -299,7 +299,11 @@ def test_cells_held_out_are_counted_as_they_were_called_then_and_once_all_are_re
     cell = CellResult(file="1", patient="P", p_all=0.1, call="HEM", note="", trained=True, measures=(150.0, 0.3, 0.3, 0.3))
     cells = [replace(cell, held_out=(0.4, i < 20)) for i in range(25)]
     told = components.trained_by(state.Patient(cells=cells), make_card())
-    assert "**All 25 cells took part" in told and "20 of 25 were called ALL: consistent with ALL." in told
+    assert "**All 25 cells took part" in told and "nothing of new patients. Held out of it: 20 of 25 called ALL: " in told
+    assert told.endswith("consistent with ALL.")
+    allnet = make_card(split=make_card().split | {"seen_unlabelled": ["fold_0"]})
+    assert "Held out of it (their labels alone): 20 of 25" in components.trained_by(state.Patient(cells=cells), allnet)
+    assert components.trained_by(state.Patient(cells=cells[:1]), make_card()).startswith("**The cell took part")
     assert components.trained_by(state.Patient(cells=cells, waiting=3), make_card()) == ""
     assert components.trained_by(state.Patient(cells=[replace(cells[0], trained=False)]), make_card()) == ""
 
@@ -420,14 +424,27 @@ def test_what_an_upload_brought_can_be_taken_out_again(case, add):
     case.take_out({second.file_id, fifth.file_id})
     case.add_uploads([second])  # a run that began before still has the old list
     case.advance()
-    assert [row.file for row in case.scored] == ["A/1.png", "A/3.png", "A/4.png"] and case.waiting == 0
-    assert [row.note for row in case.refused] == [
-        "The same picture as A/2.png: counted once. That one was taken out: add this one again."
-    ]
-    assert len(list(Path(case.folder.name).iterdir())) == 3
+    # the copy that was refused takes the place of the one that is gone
+    assert [row.file for row in case.scored] == ["A/1.png", "B/2.png", "A/3.png", "A/4.png"] and case.waiting == 0
+    assert case.scored[1].patient == "B" and not case.refused and len(list(Path(case.folder.name).iterdir())) == 4
     case.take_out({copy.file_id})
+    assert [row.file for row in case.scored] == ["A/1.png", "A/3.png", "A/4.png"]
     add("B/2.png")
     assert case.scored[-1].file == "B/2.png" and not case.refused
+
+
+def test_of_two_copies_either_may_be_taken_out(case, add):
+    first, second, third = add("A/1.png", "B/1.png", "C/1.png")
+    case.take_out({second.file_id})
+    assert [row.file for row in case.scored] == ["A/1.png"]
+    add("B/1.png")
+    case.take_out({first.file_id})
+    assert [(row.file, row.patient) for row in case.scored] == [("C/1.png", "C")]
+    assert [row.note for row in case.refused] == ["The same picture as C/1.png: counted once."]
+    case.switch("tiny", None)
+    case.take_out({third.file_id})
+    case.advance()
+    assert [row.file for row in case.scored] == ["B/1.png"] and not case.refused
 
 
 def test_what_is_read_or_forgotten_holds_no_bytes(case, add):
