@@ -183,12 +183,12 @@ def remarks_on(patient: Patient) -> str:
 
 
 def held_out(patient: Patient, card: Card) -> str:
-    """As "5 of 30 called ALL: indeterminate", of the cells that were held out of training once; "" where none was. Of a patient
-    of whom other cells are new, without an answer: one from the rest would say nothing of the patient."""
+    """As "5 of 30 called ALL: indeterminate", of the cells that were held out of training once; "" where none was. Without the
+    answer where other cells of the patient are new, or still to be read: one from these alone would not be the patient's."""
     # each was called at the operating point of its fold
     unseen = [replace(c, p_all=float(c.held_out[1])) for c in patient.cells if c.held_out]
     found = summarize(Patient(cells=unseen), card)
-    verdict = f": {found.verdict}" if found and found.n == len(patient.cells) else ""
+    verdict = f": {found.verdict}" if found and found.n == len(patient.cells) + patient.waiting else ""
     return f"{found.called} of {found.n} called ALL{verdict}" if found else ""
 
 
@@ -288,7 +288,7 @@ def patient_table(patients: dict[str, Patient], card: Card) -> None:
     )
     st.caption(
         "Corrected: the share of cells that are ALL if the patient's are misread like those of persons outside the network's "
-        f"training, with its 95% interval. {PERSONS_DIFFER} {CAVEATS}" + IN_TRAINING * any(row["in training"] for row in rows)
+        f"training, with its 95% interval. {PERSONS_DIFFER} {CAVEATS}" + IN_TRAINING * trained
     )
 
 

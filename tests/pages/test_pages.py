@@ -306,6 +306,7 @@ def test_cells_held_out_are_counted_as_they_were_called_then_and_once_all_are_re
     assert "Held out of it (their labels alone): 20 of 25" in components.trained_by(state.Patient(cells=cells), allnet)
     assert components.trained_by(state.Patient(cells=cells[:1]), make_card()).startswith("**The cell took part")
     assert components.trained_by(state.Patient(cells=cells, waiting=3), make_card()) == ""
+    assert components.held_out(state.Patient(cells=cells, waiting=3), make_card()) == "20 of 25 called ALL"
     assert components.trained_by(state.Patient(cells=[replace(cells[0], trained=False)]), make_card()) == ""
 
 
