@@ -187,6 +187,29 @@ def test_unlike_prints_its_tables(repository, tmp_path, draw_cell, encode):
 
 
 @pytest.mark.parametrize(
+    ("script", "arguments", "n"),
+    [("folds", [], 1), ("patients", ["--cells", "20"], 10), ("intervals", ["--repetitions", "2"], 12)],
+)
+def test_what_reads_held_out_predictions_prints_its_table(repository, script, arguments, n):
+    rows = table(run(repository, script, "mobilenet_v2", *arguments))
+    assert len(rows) == n and all(rows[0])
+    if script == "folds":  # what the card says
+        assert rows[0][-1] == "0.841"
+
+
+def test_size_alone_prints_its_table(repository, tmp_path, draw_cell, encode):
+    for subject in range(10):
+        label = ("all", "hem")[subject % 2]
+        file = tmp_path / "cnmc" / "fold_0" / label / f"UID_{'h' * (subject % 2)}{100 + subject}_1_1_{label}.webp"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        side = 120 - 40 * (subject % 2) + subject
+        file.write_bytes(encode(draw_cell(subject, canvas=(150, 150), axes=(side, side)), "WEBP"))
+    rows = table(run(repository, "size_alone", data=tmp_path))
+    assert rows[0] == ["all", "5", "5", "1.000 (1.000 to 1.000)"]  # here every ALL cell is the larger
+    assert [row[3] for row in rows[1:]] == ["1.000"] * 5
+
+
+@pytest.mark.parametrize(
     ("script", "arguments", "n"), [("memory", ["--cells", "4", "--zip", "2"], 3), ("start", ["--rounds", "1"], 2)]
 )
 def test_what_is_measured_in_a_browser_prints_its_table(repository, drawn_data, script, arguments, n):
