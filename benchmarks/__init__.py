@@ -161,13 +161,18 @@ def running_app() -> Iterator[App]:
                     process.wait(10)
 
 
+def find_chromium() -> str | None:
+    """The executable, under whatever name."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 @contextlib.contextmanager
 def open_browser():
     """A headless Chromium, started before the server so that only the app is on the clock."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
 

@@ -168,6 +168,17 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's executable."""
+    from benchmarks import find_chromium
+
+    if found := find_chromium():
+        return found
+    assert not os.environ.get("REQUIRE_BROWSER"), "REQUIRE_BROWSER is set, and there is no Chromium"
+    pytest.skip("no Chromium on this machine")
+
+
+@pytest.fixture(scope="session")
 def real_cells(data_root):
     """real_cells(n): n files of C-NMC cells, spread evenly over subjects and both classes."""
     files = sorted((data_root / "cnmc").rglob("UID_*"))

@@ -2,7 +2,6 @@
 
 import os
 import pkgutil
-import shutil
 import subprocess
 import sys
 
@@ -212,10 +211,8 @@ def test_size_alone_prints_its_table(repository, tmp_path, draw_cell, encode):
 @pytest.mark.parametrize(
     ("script", "arguments", "n"), [("memory", ["--cells", "4", "--zip", "2"], 3), ("start", ["--rounds", "1"], 2)]
 )
+@pytest.mark.usefixtures("chromium")
 def test_what_is_measured_in_a_browser_prints_its_table(repository, drawn_data, script, arguments, n):
-    if shutil.which("chromium") is None:
-        assert not os.environ.get("REQUIRE_BROWSER"), "REQUIRE_BROWSER is set, and there is no Chromium"
-        pytest.skip("no Chromium on this machine")
     rows = table(run(repository, script, *arguments, data=drawn_data))
     assert len(rows) >= n and all(float(row[1].replace(",", "")) > 0 for row in rows), rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from inference.cells import score_files
 from inference.engine import Engine
 from inference.patients import carries_weight
 from inference.sources import open_paths
-from model_zoo import Card, Checkpoint, load_checkpoint
+from model_zoo import Card, load_checkpoint
 from training.data import Cells, cell_label, index_cells, join_copies, name_cells
 from training.errors import DataError, RunError
 from training.metrics import bootstrap_metrics, paired_difference
@@ -97,11 +98,11 @@ def evaluate(
         raise DataError(
             f"None of the {len(results):,} cells could be read. First: {cell_label(kept.files[0])}: {results[0].note}"
         )
-    named = list(map(cell_label, kept.files))
-    not_read = [f"not read: {named[i]}: {results[i].note}" for i in range(len(named)) if results[i].p_all is None]
+    notes = [(cell_label(file), result) for file, result in zip(kept.files, results, strict=True)]
+    not_read = [f"not read: {name}: {result.note}" for name, result in notes if result.p_all is None]
     names, results = np.array(name_cells(kept.files, kept.subjects))[read], [results[i] for i in read]
     kept, copies = join_copies(replace(kept.choose(read), hashes=np.array([result.hash for result in results])))
-    known = recognised(kept, engine)
+    known = recognised(kept, engine.trained_on)
     if known.all():
         raise DataError(f"Pictures of every subject of {data} took part in training {checkpoint}, whatever they are called.")
     lines = [cells.passed_over] if cells.unlabelled else []
@@ -143,9 +144,9 @@ def evaluate(
     return "\n".join(lines)
 
 
-def recognised(cells: Cells, network: Engine | Checkpoint) -> np.ndarray:
-    """bool (n,): a picture of the cell's group of subjects took part in the network's training. `cells` have their hashes."""
-    return np.isin(cells.groups, cells.groups[np.isin(cells.hashes, list(network.trained_on))])
+def recognised(cells: Cells, trained_on: Collection[str]) -> np.ndarray:
+    """bool (n,): a picture of the cell's group of subjects is among those that trained a network. `cells` have their hashes."""
+    return np.isin(cells.groups, cells.groups[np.isin(cells.hashes, list(trained_on))])
 
 
 def subjects_met(cells: Cells, known: set[str]) -> np.ndarray:

@@ -120,7 +120,7 @@ def read_with_default(run: str, progress: Callable[[int, int], None] = lambda do
     held = set(read_predictions(found.folder)["cell"])
     names = map(name_once, name_cells(cells.files, cells.subjects), cells.subjects)
     there = np.array([name in held for name in names])
-    met = subjects_met(cells, set(default.card.data["training_subjects"])) | recognised(cells, default)
+    met = subjects_met(cells, set(default.card.data["training_subjects"])) | recognised(cells, default.trained_on)
     rows = np.flatnonzero(there & ~met)
     if len(set(cells.y_true[rows])) < 2:
         raise RunError(

@@ -199,11 +199,11 @@ def trained_by(patient: Patient, card: Card) -> str:
     if not n or patient.waiting:
         return ""
     which = f"{n} of {of:,} cells" if n < of else "The cell" if n == 1 else f"All {of:,} cells"
-    told = "so this says nothing of new patients" if n == of else "so this says less of new patients"
     labels = " (their labels alone)" if card.split.get("seen_unlabelled") else ""
     found = held_out(patient, card)
     unseen = f" Held out of it{labels}: {found}." if found else ""
-    return f"**{which} took part in this network's training**, {told}.{unseen}"
+    less = "nothing" if n == of else "less"
+    return f"**{which} took part in this network's training**, so this says {less} of new patients.{unseen}"
 
 
 def patient_card(name: str, patient: Patient, card: Card) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from model_zoo import BlastoscopeError, Card, runs_folder
+from model_zoo import BlastoscopeError, Card
 from training import jobs, promotion
-from training.data import Cells, verify_cells
+from training.data import Cells, cache_folder, verify_cells
 from training.jobs import RunState
 from training.recipe import Recipe
 from training.results import in_words, with_interval
@@ -82,7 +82,7 @@ def _verify(folder: str) -> None:
         bar = st.progress(0.0, text="Checking")
         _, found = verify_cells(
             resources.cells(folder),
-            cache=runs_folder() / "cache",
+            cache=cache_folder(),
             progress=lambda done, of: bar.progress(done / of, text=f"Checking {done:,} of {of:,} pictures"),
         )
         state.remember("verified", folder, found)
